@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno as codes
 import os
 
+from p2pcloop.words import tr
+
 
 class P2pcloopError(Exception):
     """Base of every error that a user can meet.
@@ -26,6 +28,13 @@ class P2pcloopError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+    @property
+    def message(self) -> str:
+        """What happened, as it was given: it can be said in other languages (`words.translated`),
+        which `str(error)`, in English, cannot."""
+        message: str = self.args[0]
+        return message
 
 
 class UsageError(P2pcloopError):
@@ -116,4 +125,8 @@ _HINTS = {
 def storage_error(what: str, err: OSError, *, hint: str | None = None) -> StorageError:
     """Make a `StorageError` of an error of the system: what failed, and the system's answer."""
     code = err.errno or codes.EIO
-    return StorageError(f"{what}: {os.strerror(code)}", errno=code, hint=hint or _HINTS.get(code))
+    return StorageError(
+        tr("{what}: {why}", what=what, why=os.strerror(code)),
+        errno=code,
+        hint=hint or _HINTS.get(code),
+    )

@@ -1,10 +1,10 @@
 """The arrows between the rooms, and the sizes of modules and functions.
 
-p2pcloop: errors, units ← formats ← store, protocol ← image ← making, picture ← client ← cli. An
-arrow points to what is known: formats know neither store nor protocol; image reads the store's have
-file, since that says what of a layer is here; store keeps manifests and links, and knows no image.
-The block protocols speak to a device (image/api.py). client is what a program can do with a node,
-cli is commands, their options and their output. p2pcloopd knows p2pcloop, never the other way
+p2pcloop: words, errors, units ← formats ← store, protocol ← image ← making, picture ← client ← cli.
+An arrow points to what is known: formats know neither store nor protocol; image reads the store's
+have file, since that says what of a layer is here; store keeps manifests and links, and knows no
+image. The block protocols speak to a device (image/api.py). client is what a program can do with a
+node, cli is commands, their options and their output. p2pcloopd knows p2pcloop, never the other way
 round; of the daemon only the commands, and the program p2pcloopd itself, know cli.
 """
 
@@ -25,24 +25,64 @@ DAEMON = ROOT / "daemon" / "p2pcloopd"
 MODULES = sorted(LIBRARY.rglob("*.py")) + sorted(DAEMON.rglob("*.py"))
 
 BELOW = {
-    "formats": {"errors", "frozen", "text", "units", "shared_library", "formats", "parallel"},
-    "store": {"errors", "frozen", "text", "units", "formats", "store"},
-    "protocol": {"errors", "frozen", "text", "units", "formats", "protocol", "image.api"},
-    "image": {"errors", "frozen", "text", "units", "formats", "parallel", "store", "image"},
+    "formats": {
+        "errors",
+        "frozen",
+        "text",
+        "units",
+        "words",
+        "shared_library",
+        "formats",
+        "parallel",
+    },
+    "store": {"errors", "frozen", "text", "units", "words", "formats", "store"},
+    "protocol": {"errors", "frozen", "text", "units", "words", "formats", "protocol", "image.api"},
+    "image": {
+        "errors",
+        "frozen",
+        "text",
+        "units",
+        "words",
+        "formats",
+        "parallel",
+        "store",
+        "image",
+    },
     "making": {
         "errors",
         "frozen",
         "text",
         "units",
+        "words",
         "formats",
         "parallel",
         "store",
         "image",
         "making",
     },
-    "picture": {"errors", "frozen", "text", "units", "formats", "store", "image", "picture"},
+    "picture": {
+        "errors",
+        "frozen",
+        "text",
+        "units",
+        "words",
+        "formats",
+        "store",
+        "image",
+        "picture",
+    },
     "client": {
-        *("__version__", "errors", "frozen", "text", "units", "formats", "store", "protocol"),
+        *(
+            "__version__",
+            "errors",
+            "frozen",
+            "text",
+            "units",
+            "words",
+            "formats",
+            "store",
+            "protocol",
+        ),
         *("image", "making", "picture", "client"),
     },
 }

@@ -26,6 +26,7 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.socket_path import socket_address
+from p2pcloop.words import tr
 from p2pcloopd.frame_sender import FrameSender
 
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -89,7 +90,9 @@ class ControlClient:
             with socket_address(self._path) as address:
                 stream = await trio.open_unix_socket(address)
         except OSError as err:
-            raise ConnectionLostError(f"cannot connect to {self._path}: {err.strerror}") from err
+            raise ConnectionLostError(
+                tr("cannot connect to {path}: {why}", path=self._path, why=err.strerror)
+            ) from err
         try:
             async with stream:
                 receiver = ControlReceiver()
@@ -140,16 +143,22 @@ class ControlClient:
             while not messages:
                 data = await stream.receive_some(RECEIVE_SIZE)
                 if not data:
-                    raise ConnectionLostError(f"{self._server} hung up at the greeting")
+                    raise ConnectionLostError(
+                        tr("{server} hung up at the greeting", server=self._server)
+                    )
                 messages = receiver.receive(data)
         except (trio.BrokenResourceError, RemoteControlError) as err:
-            raise ConnectionLostError(f"lost {self._server} at the greeting: {err}") from err
+            raise ConnectionLostError(
+                tr("lost {server} at the greeting: {err}", server=self._server, err=err)
+            ) from err
         match messages:
             case [Failure(0, error)]:
                 raise error
             case [Reply(0, _)]:
                 return
-        raise ConnectionLostError(f"{self._server} answered the greeting with something else")
+        raise ConnectionLostError(
+            tr("{server} answered the greeting with something else", server=self._server)
+        )
 
     async def _send(self, scope: trio.CancelScope) -> None:
         try:
@@ -183,12 +192,12 @@ class ControlClient:
 
     def _check(self) -> None:
         if self.lost:
-            raise ConnectionLostError(f"{self._server} went away")
+            raise ConnectionLostError(tr("{server} went away", server=self._server))
 
     def _lose(self) -> None:
         self.lost = True
         for call in self._calls.values():
-            call.end(ConnectionLostError(f"{self._server} went away"))
+            call.end(ConnectionLostError(tr("{server} went away", server=self._server)))
         self._calls.clear()
 
 

@@ -31,6 +31,7 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.home import SOCKET_SUFFIX
+from p2pcloop.words import tr
 from p2pcloopd.frame_sender import FrameSender
 from p2pcloopd.unix_listener import bind_unix_listener
 
@@ -59,7 +60,7 @@ class ServerWords:
     stop: str
 
 
-P2PCLOOPD = ServerWords("p2pcloopd", "daemon.log", "stop p2pcloopd with `p2pcloop daemon stop`")
+P2PCLOOPD = ServerWords("p2pcloopd", "daemon.log", tr("stop p2pcloopd with `p2pcloop daemon stop`"))
 
 
 class Call:
@@ -107,7 +108,7 @@ def open_listener(path: Path) -> Iterator[trio.SocketListener]:
         try:
             new.replace(path)
         except OSError as err:
-            raise storage_error(f"cannot serve {path}", err) from err
+            raise storage_error(tr("cannot serve {path}", path=path), err) from err
         try:
             yield trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         finally:
@@ -227,9 +228,19 @@ class _Connection:
     async def _take(self, message: Message, nursery: trio.Nursery) -> None:
         match message:
             case Request(id) if id in self._running:
-                raise RemoteControlError(f"two requests of id {id}")
+                raise RemoteControlError(tr("two requests of id {id}", id=id))
             case Request(id) if len(self._running) >= MAX_IN_FLIGHT:
-                await self.send(Failure(id, BusyError(f"{MAX_IN_FLIGHT} requests are under way")))
+                await self.send(
+                    Failure(
+                        id,
+                        BusyError(
+                            tr(
+                                "{max_in_flight} requests are under way",
+                                max_in_flight=MAX_IN_FLIGHT,
+                            )
+                        ),
+                    )
+                )
             case Request(id):
                 scope = self._running[id] = trio.CancelScope()
                 nursery.start_soon(self._answer, message, scope)
@@ -237,7 +248,7 @@ class _Connection:
                 if id in self._running:  # else its reply is on the way
                     self._running.pop(id).cancel()
             case _:
-                raise RemoteControlError(f"a client sent a {type(message).__name__}")
+                raise RemoteControlError(tr("a client sent a {name}", name=type(message).__name__))
 
     async def _answer(self, request: Request, scope: trio.CancelScope) -> None:
         call = Call(request, self)
@@ -263,7 +274,12 @@ class _Connection:
             return encode(Reply(id, await self._handler(call)))
         except LocalControlError as err:
             return encode(
-                Failure(id, DaemonError(f"the answer to `{call.op}` is too large: {err}"))
+                Failure(
+                    id,
+                    DaemonError(
+                        tr("the answer to `{op}` is too large: {err}", op=call.op, err=err)
+                    ),
+                )
             )
         except P2pcloopError as err:
             return encode(Failure(id, err))
@@ -271,8 +287,14 @@ class _Connection:
             # A bug of ours. It ends this request, loudly on both sides, and not every guest's disk.
             _log.exception("`%s` failed", call.op)
             failure = DaemonError(
-                f"{self._server.name} failed at `{call.op}`: {type(err).__name__}: {err}",
-                hint=f"this is a bug; {self._server.log} has more",
+                tr(
+                    "{server} failed at `{op}`: {name}: {err}",
+                    server=self._server.name,
+                    op=call.op,
+                    name=type(err).__name__,
+                    err=err,
+                ),
+                hint=tr("this is a bug; {log} has more", log=self._server.log),
             )
             return encode(Failure(id, failure))
 
@@ -290,7 +312,13 @@ def _hello() -> dict[str, Any]:
 
 def _other_version(version: int, server: ServerWords) -> DaemonError:
     return DaemonError(
-        f"the client speaks version {version} of the control protocol, {server.name} of p2pcloop"
-        f" {__version__} speaks {CONTROL_VERSION}",
-        hint=f"{server.stop}, and start it with the new version",
+        tr(
+            "the client speaks version {version} of the control protocol, {server} of"
+            " p2pcloop {version2} speaks {control_version}",
+            version=version,
+            server=server.name,
+            version2=__version__,
+            control_version=CONTROL_VERSION,
+        ),
+        hint=tr("{stop}, and start it with the new version", stop=server.stop),
     )

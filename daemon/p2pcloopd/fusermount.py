@@ -24,6 +24,7 @@ from p2pcloop.errors import (
     storage_error,
 )
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.programs import find_program
 
 DEVICE = Path("/dev/fuse")
@@ -101,14 +102,14 @@ def check_device() -> None:
     find_program("fusermount3", "fuse3")
     if not DEVICE.exists():
         raise NeedsPackageError(
-            f"{DEVICE} is missing: this system has no FUSE",
+            tr("{device} is missing: this system has no FUSE", device=DEVICE),
             hint="load the module (`modprobe fuse` as root); a container needs --device /dev/fuse",
         )
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as err:
         raise storage_error(
-            f"cannot open {DEVICE}",
+            tr("cannot open {device}", device=DEVICE),
             err,
             hint="a container needs --device /dev/fuse; else its mode should be 0666",
         ) from err
@@ -128,15 +129,26 @@ def prepare(path: Path, repaired: Callable[[str], None]) -> None:
     while (there := mounted_at(path)) is not None:
         if there.kind != KIND:
             raise BusyError(
-                f"{printable(there.source)} ({there.kind}) is mounted at {path}",
+                tr(
+                    "{source} ({kind}) is mounted at {path}",
+                    source=printable(there.source),
+                    kind=there.kind,
+                    path=path,
+                ),
                 hint="choose another directory, or unmount it",
             )
         if not is_dead(path):
             raise BusyError(
-                f"p2pcloop is mounted at {path} already", hint=f"p2pcloop umount {path}"
+                tr("p2pcloop is mounted at {path} already", path=path),
+                hint=tr("p2pcloop umount {path}", path=path),
             )
         unmount(path)
-        repaired(f"the mount at {path} had lost its process: it is unmounted, and mounted anew")
+        repaired(
+            tr(
+                "the mount at {path} had lost its process: it is unmounted, and mounted anew",
+                path=path,
+            )
+        )
     _check_directory(path)
 
 
@@ -154,19 +166,23 @@ def _check_directory(path: Path) -> None:
         with os.scandir(path) as entries:
             first = next(entries, None)
     except FileNotFoundError as err:
-        raise NotHereError(f"there is no directory {path}", hint=f"mkdir -p {path}") from err
+        raise NotHereError(
+            tr("there is no directory {path}", path=path), hint=tr("mkdir -p {path}", path=path)
+        ) from err
     except NotADirectoryError as err:
-        raise UsageError(f"{path} is no directory", hint="choose an empty directory") from err
+        raise UsageError(
+            tr("{path} is no directory", path=path), hint="choose an empty directory"
+        ) from err
     except OSError as err:
-        raise storage_error(f"cannot look into {path}", err) from err
+        raise storage_error(tr("cannot look into {path}", path=path), err) from err
     if first is not None:
         raise UsageError(
-            f"{path} is not empty: what is in it could not be seen",
+            tr("{path} is not empty: what is in it could not be seen", path=path),
             hint="choose an empty directory",
         )
     if not os.access(path, os.W_OK):
         raise UsageError(
-            f"you may not write into {path}, so you may not mount there",
+            tr("you may not write into {path}, so you may not mount there", path=path),
             hint="choose a directory of your own",
         )
 
@@ -197,7 +213,7 @@ def mount(
             raise _refused(path, done.stderr)
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
     if not fds:
-        raise UsageError(f"fusermount3 mounted {path}, and passed no descriptor")
+        raise UsageError(tr("fusermount3 mounted {path}, and passed no descriptor", path=path))
     os.set_inheritable(fds[0], False)
     return fds[0]
 
@@ -240,10 +256,13 @@ def check_ours(path: Path) -> None:
     """
     there = mounted_at(path)
     if there is None:
-        raise NotHereError(f"nothing is mounted at {path}", hint="`mount -t fuse.p2pcloop` lists")
+        raise NotHereError(
+            tr("nothing is mounted at {path}", path=path), hint="`mount -t fuse.p2pcloop` lists"
+        )
     if there.kind != KIND:
         raise UsageError(
-            f"what is mounted at {path} is not p2pcloop's: {there.kind}", hint=f"umount {path}"
+            tr("what is mounted at {path} is not p2pcloop's: {kind}", path=path, kind=there.kind),
+            hint=tr("umount {path}", path=path),
         )
 
 
@@ -268,7 +287,9 @@ def _refused(path: Path, said: bytes) -> UsageError:
             hint="leave --allow-other out, or have root write `user_allow_other` into"
             " /etc/fuse.conf",
         )
-    return UsageError(f"fusermount3 refuses {path}: {text or 'without a word'}")
+    return UsageError(
+        tr("fusermount3 refuses {path}: {text}", path=path, text=text or tr("without a word"))
+    )
 
 
 def _plain(field: str) -> str:

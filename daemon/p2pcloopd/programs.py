@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from p2pcloop.errors import NeedsPackageError
+from p2pcloop.words import tr
 
 
 def find_program(name: str, package: str) -> Path:
@@ -18,6 +19,7 @@ def find_program(name: str, package: str) -> Path:
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if found is None:
         raise NeedsPackageError(
-            f"the program {name} is not installed", hint=f"apt-get install {package}"
+            tr("the program {name} is not installed", name=name),
+            hint=tr("apt-get install {package}", package=package),
         )
     return Path(found).resolve()

@@ -19,6 +19,8 @@ from typing import Any
 
 import trio
 
+from p2pcloop.words import tr
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LOOKUP_SECONDS = 12.0
@@ -88,7 +90,7 @@ class Resolver(trio.abc.HostnameResolver):
             except socket.gaierror:
                 continue  # of the other family
         if not found:
-            raise socket.gaierror(socket.EAI_NONAME, "the name has no address of that kind")
+            raise socket.gaierror(socket.EAI_NONAME, tr("the name has no address of that kind"))
         return found
 
     async def getnameinfo(self, sockaddr: tuple[Any, ...], flags: int) -> tuple[str, str]:
@@ -112,7 +114,10 @@ class Resolver(trio.abc.HostnameResolver):
             if known.error is not None:
                 raise known.error
             return known.addresses
-        raise socket.gaierror(socket.EAI_AGAIN, f"no answer within {LOOKUP_SECONDS:.0f} s")
+        raise socket.gaierror(
+            socket.EAI_AGAIN,
+            tr("no answer within {lookup_seconds:.0f} s", lookup_seconds=LOOKUP_SECONDS),
+        )
 
     async def _look_up(self, name: str, known: _Known) -> None:
         assert known.done is not None, "set by the caller that starts this"
@@ -125,7 +130,7 @@ class Resolver(trio.abc.HostnameResolver):
         except OSError as err:
             known.error = err
         except UnicodeError:
-            known.error = socket.gaierror(socket.EAI_NONAME, "that is no name")
+            known.error = socket.gaierror(socket.EAI_NONAME, tr("that is no name"))
         finally:
             known.done.set()
             known.done = None
@@ -148,13 +153,19 @@ class Resolver(trio.abc.HostnameResolver):
         if not distant:
             raise socket.gaierror(
                 socket.EAI_FAIL,
-                f"the name stands for {told}, this machine or its own link: an address like that"
-                " is asked only where it is named itself",
+                tr(
+                    "the name stands for {told}, this machine or its own link: an address like that"
+                    " is asked only where it is named itself",
+                    told=told,
+                ),
             )
         if known.public:
             raise socket.gaierror(
                 socket.EAI_FAIL,
-                f"the name stood for a public address and now stands for {told}: not asked",
+                tr(
+                    "the name stood for a public address and now stands for {told}: not asked",
+                    told=told,
+                ),
             )
         return tuple(distant)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
 from p2pcloop.store.socket_path import socket_address
+from p2pcloop.words import tr
 
 _BACKLOG = 64
 
@@ -51,12 +52,12 @@ def bind_unix_listener(path: Path) -> socket.socket:
     except OSError as err:
         listener.close()
         if err.errno == errno.EADDRINUSE:
-            raise BusyError(f"another program listens on {path} already") from err
+            raise BusyError(tr("another program listens on {path} already", path=path)) from err
         hint = None
         if err.errno in _NO_SOCKETS:
             path.unlink(missing_ok=True)  # such a file system may make a file of another kind
-            hint = "its file system may know no sockets, as vfat: use another folder, or --home"
-        raise storage_error(f"cannot listen on {path}", err, hint=hint) from err
+            hint = tr("its file system may know no sockets, as vfat: use another folder, or --home")
+        raise storage_error(tr("cannot listen on {path}", path=path), err, hint=hint) from err
     except UsageError:
         listener.close()
         raise
@@ -67,10 +68,12 @@ def _check_folder(folder: Path) -> None:
     try:
         mode = folder.stat().st_mode
     except OSError as err:
-        raise NotHereError(f"there is no folder {folder} for the socket: {err.strerror}") from err
+        raise NotHereError(
+            tr("there is no folder {folder} for the socket: {why}", folder=folder, why=err.strerror)
+        ) from err
     if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
         raise UsageError(
-            f"others may write in {folder} and replace a socket there",
+            tr("others may write in {folder} and replace a socket there", folder=folder),
             hint="choose a private folder",
         )
 
@@ -82,7 +85,9 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{path} exists and is not a socket", hint="choose another path")
+        raise UsageError(
+            tr("{path} exists and is not a socket", path=path), hint="choose another path"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -93,4 +98,4 @@ def _remove_stale(path: Path) -> None:
             return
         except BlockingIOError:
             pass  # its backlog is full: a program listens
-    raise BusyError(f"another program listens on {path} already")
+    raise BusyError(tr("another program listens on {path} already", path=path))

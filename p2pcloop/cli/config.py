@@ -12,7 +12,7 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.control_client import ControlClient, NotRunningError
-from p2pcloop.client.terminal import notify
+from p2pcloop.client.terminal import notify, say
 from p2pcloop.errors import NotHereError, UsageError, storage_error
 from p2pcloop.formats.config import (
     SETTINGS,
@@ -24,6 +24,7 @@ from p2pcloop.formats.config import (
 )
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.text import printable, to_json
+from p2pcloop.words import tr
 
 _EDITORS = ("VISUAL", "EDITOR")
 _EDITOR = "vi"
@@ -62,8 +63,15 @@ def show(home: Home, as_json: bool) -> None:
         return
     for facts in settings:
         where = "" if facts["set_in"] is None else f"  # {printable(str(facts['set_in']))}"
-        click.echo(f"{facts['key']} = {_as_toml(facts['value'])}{where}")
-        click.echo(f"    {facts['about']}")
+        say(
+            tr(
+                "{key} = {as_toml}{where}",
+                key=facts["key"],
+                as_toml=_as_toml(facts["value"]),
+                where=where,
+            )
+        )
+        say(tr("    {about}", about=facts["about"]))
 
 
 @command.command("set")
@@ -99,16 +107,21 @@ def edit(home: Home) -> None:
     try:
         code = subprocess.run([*shlex.split(editor), draft], check=False).returncode
     except OSError as err:
-        raise storage_error(f"cannot run {editor}", err, hint="set EDITOR") from err
+        raise storage_error(
+            tr("cannot run {editor}", editor=editor), err, hint="set EDITOR"
+        ) from err
     if code:
         draft.unlink(missing_ok=True)
-        raise UsageError(f"{editor} ended with {code}: nothing is changed")
+        raise UsageError(
+            tr("{editor} ended with {code}: nothing is changed", editor=editor, code=code)
+        )
     text = read_text(draft)
     try:
         check_config(text, draft)
     except UsageError as err:
         raise UsageError(
-            f"{err}; nothing is changed", hint="`p2pcloop config edit` again: your text is kept"
+            tr("{err}; nothing is changed", err=err),
+            hint="`p2pcloop config edit` again: your text is kept",
         ) from err
     draft.unlink(missing_ok=True)
     _replace(home, text, as_json=False)
@@ -117,7 +130,7 @@ def edit(home: Home) -> None:
 def _known(key: str) -> str:
     if key not in SETTINGS:
         raise UsageError(
-            f"there is no setting {printable(key)!r}",
+            tr("there is no setting {key!r}", key=printable(key)),
             hint="`p2pcloop config show` lists what may be set",
         )
     return key
@@ -149,7 +162,10 @@ def write_settings(home: Home, wanted: dict[str, Any], *, as_json: bool) -> None
         elif name in place:
             del place[name]
         else:
-            raise NotHereError(f"{home.config} does not set {key}", hint="nothing is changed")
+            raise NotHereError(
+                tr("{config} does not set {key}", config=home.config, key=key),
+                hint="nothing is changed",
+            )
     _replace(home, tomlkit.dumps(document), as_json=as_json)
 
 
@@ -167,11 +183,13 @@ def _replace(home: Home, text: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(facts))
         return
-    click.echo(f"written to {home.config}")
+    say(tr("written to {config}", config=home.config))
     if facts["changed"]:
-        notify(f"in effect: {', '.join(facts['changed'])}")
+        notify(tr("in effect: {changed}", changed=", ".join(facts["changed"])))
     if facts["later"]:
-        notify(f"in effect once p2pcloopd starts again: {', '.join(facts['later'])}")
+        notify(
+            tr("in effect once p2pcloopd starts again: {later}", later=", ".join(facts["later"]))
+        )
 
 
 def _default(key: str) -> Any:  # noqa: ANN401  any value of TOML

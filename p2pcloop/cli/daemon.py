@@ -12,9 +12,11 @@ from p2pcloop.cli.status import describe_node
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.daemon import check_unused, ensure_daemon, stop_daemon
 from p2pcloop.client.interpreter import module_command
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import DaemonError
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 
 
 @click.group("daemon")
@@ -55,7 +57,7 @@ def start(home: Home, as_json: bool) -> None:
         if as_json:
             click.echo(to_json({"pid": client.pid, "home": home.root}))
         else:
-            click.echo(f"p2pcloopd runs on {home.root}, process {client.pid}")
+            say(tr("p2pcloopd runs on {root}, process {pid}", root=home.root, pid=client.pid))
 
 
 @command.command(short_help="Stop p2pcloopd in order and wait for its end.")
@@ -74,7 +76,13 @@ def stop(home: Home, force: bool, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"stopped": stopped, "home": home.root}))
     else:
-        click.echo(f"p2pcloopd on {home.root} {'stopped' if stopped else 'was not running'}")
+        say(
+            tr(
+                "p2pcloopd on {root} {what}",
+                root=home.root,
+                what=tr("stopped") if stopped else tr("was not running"),
+            )
+        )
 
 
 @command.command()
@@ -94,4 +102,4 @@ def status(home: Home, as_json: bool) -> None:
         del node["images"], node["torrents"]
         click.echo(to_json({"running": True} | node))
     else:
-        click.echo(describe_node(node))
+        say(describe_node(node))

@@ -12,6 +12,7 @@ from p2pcloop.client.open_stored import open_stored
 from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import say
 from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import never_missing
@@ -21,6 +22,7 @@ from p2pcloop.making.pack import device_size, odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -63,7 +65,7 @@ def command(one: str, other: str, at: int | None, home: Home, *, as_json: bool) 
         click.echo(to_json(answer))
         return
     for line in _lines(answer):
-        click.echo(line)
+        say(line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +116,29 @@ def _lines(answer: dict[str, Any]) -> list[str]:
     parts = answer["parts"]
     lines = []
     if before != after:
-        lines.append(f"devices of {format_size(before)} and {format_size(after)}")
+        lines.append(
+            tr(
+                "devices of {before} and {after}",
+                before=format_size(before),
+                after=format_size(after),
+            )
+        )
     if not answer["blocks"]:
-        lines.append("no block differs" + (" in what both have" if before != after else ""))
+        lines.append(tr("no block differs") + (tr(" in what both have") if before != after else ""))
     else:
-        most = "" if answer["exact"] else "at most "
+        most = "" if answer["exact"] else tr("at most ")
         size = format_size(answer["bytes"])
-        lines.append(f"{most}{answer['blocks']} blocks of 4 KiB differ: {size}")
+        lines.append(
+            tr(
+                "{most}{blocks} blocks of 4 KiB differ: {size}",
+                most=most,
+                blocks=answer["blocks"],
+                size=size,
+            )
+        )
     if len(parts) > 1:
-        found = ", ".join(f"{count} of the {part}" for part, count in parts.items())
+        found = ", ".join(
+            tr("{count} of the {part}", count=count, part=part) for part, count in parts.items()
+        )
         lines.append(found)
     return lines

@@ -6,10 +6,12 @@ import click
 
 from p2pcloop.cli.options import RUNNING, home_option, json_option
 from p2pcloop.client.guests import GuestProcess, describe_display
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import GuestError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -32,11 +34,11 @@ def command(name: str, home: Home, *, as_json: bool) -> None:
         display = guest.record.display
     if display is None:
         raise GuestError(
-            f"the guest {name} has no display",
+            tr("the guest {name} has no display", name=name),
             hint="`p2pcloop boot --display` gives one; `p2pcloop attach` leads to the console",
         )
     if as_json:
         click.echo(to_json(display))
     else:
         for line in describe_display(GuestFolder(home, name), display):
-            click.echo(line)
+            say(line)

@@ -18,6 +18,7 @@ from p2pcloop.client.open_stored import Source
 from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.refs import resolve_ref, tell_state
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.cloop_writer import CloopForm
 from p2pcloop.image.api import Missing, never_missing
@@ -28,6 +29,7 @@ from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -113,7 +115,7 @@ def command(
         check_not_served(out, home)
     target = resolve_ref(ref, home, at=at)
     _check_sources(out, target, overlay)
-    tell_state(target, "is written, its memory is not")
+    tell_state(target, tr("is written, its memory is not"))
     if isinstance(target, StoredRef):
         output.check_room(target.signed.manifest.disk_length)
     with ExitStack() as stack:
@@ -139,8 +141,11 @@ def _report(out: Output, size: int, *, as_json: bool) -> None:
         facts = {"file": str(out.name), "size": size, "stored": stored}
         click.echo(to_json(facts), err=to_stderr)
     else:
-        what = "" if stored is None else f"{format_size(stored)} for "
-        click.echo(f"{out.name}: {what}a device of {format_size(size)}", err=to_stderr)
+        what = "" if stored is None else tr("{stored} for ", stored=format_size(stored))
+        say(
+            tr("{out}: {what}a device of {size}", out=out.name, what=what, size=format_size(size)),
+            err=to_stderr,
+        )
 
 
 def _check_sources(out: Path, target: ImageFile | StoredRef, overlay: Path | None) -> None:
@@ -148,7 +153,9 @@ def _check_sources(out: Path, target: ImageFile | StoredRef, overlay: Path | Non
     sources = [target.name] if isinstance(target, ImageFile) else []
     sources += [] if overlay is None else [overlay]
     if any(source.exists() and out.exists() and out.samefile(source) for source in sources):
-        raise UsageError(f"{out} is what is exported", hint="choose another name for OUT")
+        raise UsageError(
+            tr("{out} is what is exported", out=out), hint="choose another name for OUT"
+        )
 
 
 def _open(

@@ -16,7 +16,7 @@ from p2pcloop.cli.image_output import THE_DISK, Output, take_place, write_device
 from p2pcloop.client.joined_root import open_joined_root
 from p2pcloop.client.progress import growth_bar, progress_bar, waiting_for
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import notify
+from p2pcloop.client.terminal import notify, say
 from p2pcloop.errors import MismatchError, NeedsPackageError, UsageError, storage_error
 from p2pcloop.formats.cloop_writer import CloopForm
 from p2pcloop.formats.filesystem import PROBE_SIZE
@@ -32,6 +32,7 @@ from p2pcloop.making.pack import device_roots, odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _KEPT = 40
 """Characters of OUT's name in that of the folder beside it: a name has 255 bytes at most."""
@@ -62,7 +63,7 @@ def check_iso(output: Output) -> None:
     """Refuse a place where no CD image is written."""
     if output.kind != "file":
         raise UsageError(
-            f"{output.name} is no file, and a CD is written to a file",
+            tr("{output} is no file, and a CD is written to a file", output=output.name),
             hint="write it there, and copy that (`dd`, `wodim`)",
         )
     if shutil.which("xorriso") is None:  # told before the image is made
@@ -93,13 +94,13 @@ def export_iso(
             else:
                 part = Path(folder, "image")
                 _write_part(wanted, cd, part, image, supply)
-                with progress_bar("writing the CD", quiet=wanted.quiet) as progress:
+                with progress_bar(tr("writing the CD"), quiet=wanted.quiet) as progress:
                     write_cd(cd, part, made, progress)
             with made.open("rb") as file, waiting_for(THE_DISK):
                 os.fsync(file.fileno())
             take_place(made, out)
     except OSError as err:
-        raise storage_error(f"cannot write {out}", err) from err
+        raise storage_error(tr("cannot write {path}", path=out), err) from err
     _report(wanted, cd, as_json=as_json)
 
 
@@ -116,7 +117,10 @@ def _find_cd(wanted: IsoExport) -> LiveCd:
         path = target.name
     if path is None or not starts_as_cd(path):
         raise UsageError(
-            f"{name} was not seeded from a CD as it lies: its boot files are not known",
+            tr(
+                "{name} was not seeded from a CD as it lies: its boot files are not known",
+                name=name,
+            ),
             hint="name the CD whose boot files to take: --cd FILE.iso",
         )
     return open_cd(path, name)
@@ -183,7 +187,7 @@ def _checked_mode(overlay: Path | None, image: MergedImage) -> str | None:
     info = Overlay.inspect(overlay)
     if info.image_id != image.image_id:
         raise MismatchError(
-            f"{overlay} was made on another image",
+            tr("{overlay} was made on another image", overlay=overlay),
             hint="`p2pcloop info` names the image that it was made on: give that",
         )
     return info.mode
@@ -208,5 +212,12 @@ def _report(wanted: IsoExport, cd: LiveCd, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"file": str(out.name), "stored": stored, "image": image}))
         return
-    click.echo(f"{out.name}: {format_size(stored)}, a CD with the image as {image}")
-    click.echo(f"try it with:\n  qemu-system-x86_64 -m 2G -cdrom {out.name}")
+    say(
+        tr(
+            "{out}: {stored}, a CD with the image as {image}",
+            out=out.name,
+            stored=format_size(stored),
+            image=image,
+        )
+    )
+    say(tr("try it with:\n  qemu-system-x86_64 -m 2G -cdrom {out}", out=out.name))

@@ -7,10 +7,12 @@ import click
 from p2pcloop.cli.options import IMAGE, at_option, home_option, json_option
 from p2pcloop.client.fetch import fetch_all
 from p2pcloop.client.refs import resolve_stored, typed_ref
+from p2pcloop.client.terminal import say
 from p2pcloop.client.traffic import measure_traffic
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -34,7 +36,7 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
         typed_ref(ref),
         home,
         at=at,
-        why_no_file="it is here already",
+        why_no_file=tr("it is here already"),
         hint="give a link or @key/label",
     )
     with target.client:
@@ -46,6 +48,16 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
         told = {"name": target.name, "manifest": target.signed.id, "readable": not sealed}
         click.echo(to_json(told | facts))
         return
-    what = "is here, sealed: without its key (#key= of its link) it" if sealed else "is here"
-    can = " is seeded, not read" if sealed else ""
-    click.echo(f"{target.name} {what}{can}; {format_size(facts['bytes_received'])} came in")
+    what = (
+        tr("is here, sealed: without its key (#key= of its link) it") if sealed else tr("is here")
+    )
+    can = tr(" is seeded, not read") if sealed else ""
+    say(
+        tr(
+            "{target} {what}{can}; {bytes_received} came in",
+            target=target.name,
+            what=what,
+            can=can,
+            bytes_received=format_size(facts["bytes_received"]),
+        )
+    )

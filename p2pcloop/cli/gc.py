@@ -10,6 +10,7 @@ import click
 
 from p2pcloop.cli.options import SIZE, home_option, json_option
 from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.store.eviction import describe_kept
 from p2pcloop.store.home import Home
@@ -17,6 +18,7 @@ from p2pcloop.store.records import Records
 from p2pcloop.store.usage import Keep
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -51,11 +53,16 @@ def command(quota: int | None, home: Home, *, dry_run: bool, as_json: bool) -> N
         click.echo(to_json(_facts(done, dry_run=dry_run)))
     else:
         for line in _text(done, home, dry_run=dry_run):
-            click.echo(line)
+            say(line)
     if done["quota"] is not None and done["left"] > done["quota"]:
         used, limit = format_size(done["left"]), format_size(done["quota"])
         error = StorageError(
-            f"{used} cannot be reduced below the quota of {limit}: {describe_kept(kept)}",
+            tr(
+                "{used} cannot be reduced below the quota of {limit}: {kept}",
+                used=used,
+                limit=limit,
+                kept=describe_kept(kept),
+            ),
             errno=errno.EDQUOT,
             hint="`p2pcloop unpin`, end guests, delete overlays, or allow more: docs/storage.md",
         )
@@ -70,16 +77,29 @@ def _facts(done: dict[str, Any], *, dry_run: bool) -> dict[str, Any]:
 
 def _text(done: dict[str, Any], home: Home, *, dry_run: bool) -> Iterator[str]:
     names = _names(home)
-    verb = "would go" if dry_run else "gone"
+    verb = tr("would go") if dry_run else "gone"
     for torrent, pieces in done["evicted"]:
         if pieces:
-            yield f"{verb}: {pieces} pieces of {names.get(torrent, torrent.hex())}"
+            yield tr(
+                "{verb}: {pieces} pieces of {torrent}",
+                verb=verb,
+                pieces=pieces,
+                torrent=names.get(torrent, torrent.hex()),
+            )
     for torrent in done["removed"]:
-        yield f"{verb}: torrent {torrent.hex()}, which nothing names"
+        yield tr("{verb}: torrent {torrent}, which nothing names", verb=verb, torrent=torrent.hex())
     freed = format_size(max(0, done["room"] - done["left"]))
-    limit = "no quota is set" if done["quota"] is None else f"quota {format_size(done['quota'])}"
-    back = f"{freed} would be given back" if dry_run else f"{freed} given back"
-    yield f"{back}; {format_size(done['left'])} used, {limit}"
+    limit = (
+        tr("no quota is set")
+        if done["quota"] is None
+        else tr("quota {quota}", quota=format_size(done["quota"]))
+    )
+    back = (
+        tr("{freed} would be given back", freed=freed)
+        if dry_run
+        else tr("{freed} given back", freed=freed)
+    )
+    yield tr("{back}; {left} used, {limit}", back=back, left=format_size(done["left"]), limit=limit)
 
 
 def _names(home: Home) -> dict[bytes, str]:

@@ -11,8 +11,9 @@ from p2pcloop.cli.completion import SHOWN_KEY
 from p2pcloop.store.guests import GuestState
 from p2pcloop.text import printable
 from p2pcloop.units import format_duration
+from p2pcloop.words import tr
 
-_ENDINGS = {"poweroff": "shut down", "reboot": "shut down"}
+_ENDINGS = {"poweroff": tr("shut down"), "reboot": tr("shut down")}
 """Ctrl-Alt-Del makes an image's init reboot: that is how a guest is shut down from outside."""
 
 
@@ -48,23 +49,32 @@ def describe_state(facts: dict[str, Any]) -> str:
     """How long a guest is up and what it waits for, or how it ended; of `guest_facts`."""
     match facts["state"]:
         case "lost":
-            return "its process was killed"
+            return tr("its process was killed")
         case "damaged":
             return printable(facts["error"])
         case "ended":
             why = f": {printable(facts['error'])}" if facts["error"] else ""
             ago = format_duration(time.time() - facts["ended"])
             if facts["reason"] == "suspended":
-                return f"suspended {ago} ago"
+                return tr("suspended {ago} ago", ago=ago)
             if facts["reason"] == "moved":
-                return f"moved to {printable(facts['host'])} {ago} ago"
+                return tr("moved to {host} {ago} ago", host=printable(facts["host"]), ago=ago)
             how = _ENDINGS.get(facts["reason"], facts["reason"])
-            return f"{how} ({facts['exit_code']}) {ago} ago{why}"
-    up = f"up {format_duration(facts['up'])}"
+            return tr(
+                "{how} ({exit_code}) {ago} ago{why}",
+                how=how,
+                exit_code=facts["exit_code"],
+                ago=ago,
+                why=why,
+            )
+    up = tr("up {up}", up=format_duration(facts["up"]))
     if facts["display"] is not None:
-        up += f", display {printable(str(facts['display'].get('address')))}"
+        up += tr(", display {what}", what=printable(str(facts["display"].get("address"))))
     if facts["waiting"] is None:
         return up
-    return (
-        f"{up}, waits {format_duration(time.time() - facts['waiting_since'])}: {facts['waiting']}"
+    return tr(
+        "{up}, waits {time}: {waiting}",
+        up=up,
+        time=format_duration(time.time() - facts["waiting_since"]),
+        waiting=facts["waiting"],
     )

@@ -35,6 +35,7 @@ from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.qemu_img import pack_qcow2
 from p2pcloop.store.home import sync_directory
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 STDOUT = Path("-")
 
@@ -90,11 +91,17 @@ class Output:
             with self.path.open("rb") as disk:
                 room = disk.seek(0, os.SEEK_END)
         except OSError as err:
-            raise storage_error(f"cannot read {self.name}", err) from err
+            raise storage_error(tr("cannot read {name}", name=self.name), err) from err
         if room < size:
             raise UsageError(
-                f"{self.name} has {format_size(room)} ({room} bytes), and the image has"
-                f" {format_size(size)} ({size} bytes)",
+                tr(
+                    "{name} has {room} ({room2} bytes), and the image has {size} ({size2} bytes)",
+                    name=self.name,
+                    room=format_size(room),
+                    room2=room,
+                    size=format_size(size),
+                    size2=size,
+                ),
                 hint="take a larger disk",
             )
 
@@ -116,8 +123,12 @@ def choose_output(out: Path, version: int | None, codec: str | None, *, force: b
     if (kind == "stream" and form == "qcow2") or (kind == "disk" and form != "raw"):
         what = "qcow2" if form == "qcow2" else "cloop"
         raise UsageError(
-            f"{out} is a {'disk' if kind == 'disk' else 'pipe or a device'}: no {what} is written"
-            " there",
+            tr(
+                "{out} is a {what}: no {what2} is written there",
+                out=out,
+                what=tr("disk") if kind == "disk" else tr("pipe or a device"),
+                what2=what,
+            ),
             hint="give a file for it, or a name without that ending for the raw image",
         )
     if kind == "stream":
@@ -130,11 +141,11 @@ def choose_output(out: Path, version: int | None, codec: str | None, *, force: b
     check_place(path)
     if kind == "disk" and not force:
         raise UsageError(
-            f"{out} is a disk: what is on it would be written over",
+            tr("{out} is a disk: what is on it would be written over", out=out),
             hint="give --force if you mean it",
         )
     if path.exists() and not force:
-        raise UsageError(f"{out} exists", hint="choose another name, or give --force")
+        raise UsageError(tr("{out} exists", out=out), hint="choose another name, or give --force")
     return Output(out, path, kind, form)
 
 
@@ -144,14 +155,19 @@ def _choose_form(out: Path, version: int | None, codec: str | None) -> Form:
     if version is None and codec is None and suffix != ".cloop":
         if suffix in _NOT_WRITTEN:
             raise UsageError(
-                f"no image is written as {suffix}: {out} would hold a raw image",
+                tr(
+                    "no image is written as {suffix}: {out} would hold a raw image",
+                    suffix=suffix,
+                    out=out,
+                ),
                 hint="give OUT another ending (.img, .qcow2, .cloop), and convert that",
             )
         return "qcow2" if suffix == ".qcow2" else "raw"
     chosen = Codec[(codec or "zlib").upper()]
     if version == 2 and chosen is not Codec.ZLIB:
         raise UsageError(
-            f"cloop V2.0 has no {codec}, only zlib", hint="leave --cloop-format away, or give 4"
+            tr("cloop V2.0 has no {codec}, only zlib", codec=codec),
+            hint="leave --cloop-format away, or give 4",
         )
     return CloopForm(version or (2 if chosen is Codec.ZLIB else 4), chosen)
 
@@ -161,7 +177,9 @@ def _kind(out: Path) -> Literal["file", "stream", "disk"]:
         return "stream"
     mode = out.stat().st_mode if out.exists() else 0
     if stat.S_ISSOCK(mode):
-        raise UsageError(f"{out} is a socket", hint="choose a file, a pipe or a disk for OUT")
+        raise UsageError(
+            tr("{out} is a socket", out=out), hint="choose a file, a pipe or a disk for OUT"
+        )
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         return "stream"
     return "disk" if stat.S_ISBLK(mode) else "file"
@@ -242,7 +260,7 @@ def _write_qcow2(
                 os.fsync(made.fileno())
             take_place(packed, out)
     except OSError as err:
-        raise storage_error(f"cannot write {out}", err) from err
+        raise storage_error(tr("cannot write {path}", path=out), err) from err
 
 
 def _write_raw(
@@ -281,8 +299,8 @@ def _stream(out: Path) -> Iterator[BinaryIO]:
         with _open_stream(out) as file:
             yield file
     except OSError as err:
-        name = "the standard output" if out == STDOUT else out
-        raise storage_error(f"cannot write {name}", err) from err
+        name = tr("the standard output") if out == STDOUT else out
+        raise storage_error(tr("cannot write {name}", name=name), err) from err
 
 
 def _open_stream(out: Path) -> BinaryIO:
@@ -295,7 +313,7 @@ def _open_stream(out: Path) -> BinaryIO:
         except OSError as err:
             if err.errno != errno.ENXIO:
                 raise
-        notify(f"waiting for a program that reads the pipe {out}")
+        notify(tr("waiting for a program that reads the pipe {out}", out=out))
     return out.open("wb")
 
 
@@ -310,8 +328,8 @@ def _disk(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
     except OSError as err:
         if err.errno == errno.EBUSY:
-            raise BusyError(f"{path} is in use", hint="unmount it first") from err
-        raise storage_error(f"cannot write {path}", err) from err
+            raise BusyError(tr("{path} is in use", path=path), hint="unmount it first") from err
+        raise storage_error(tr("cannot write {path}", path=path), err) from err
 
 
 @contextmanager
@@ -333,7 +351,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         take_place(temporary, path)
         temporary = None
     except OSError as err:
-        raise storage_error(f"cannot write {path}", err) from err
+        raise storage_error(tr("cannot write {path}", path=path), err) from err
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

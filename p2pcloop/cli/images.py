@@ -9,11 +9,13 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.terminal import say
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
 from p2pcloop.store.names import ShortNames
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -44,10 +46,10 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
         click.echo(to_json({"images": images}))
         return
     if not images:
-        click.echo(f"no image is known in {home.root}: `p2pcloop seed` or `boot` one")
+        say(tr("no image is known in {root}: `p2pcloop seed` or `boot` one", root=home.root))
     for facts in images:
         for line in _text(facts):
-            click.echo(line)
+            say(line)
 
 
 def _facts(version: StoredVersion, short: str | None, *, serves: bool) -> dict[str, Any]:
@@ -82,21 +84,37 @@ def _text(facts: dict[str, Any]) -> Iterator[str]:
     yield f"{facts['name']}{short}"
     if facts["withdrawn"]:
         why = f": {printable(facts['message'])}" if facts["message"] else ""
-        yield f"  version {facts['version']} of {day}: withdrawn by its publisher{why}"
+        yield tr(
+            "  version {version} of {day}: withdrawn by its publisher{why}",
+            version=facts["version"],
+            day=day,
+            why=why,
+        )
         return
     # Rounded down: "100 %" means all of it.
     share = 100 * facts["here"] // facts["stored"]
     notes = [facts["from"] if facts["from"] == "published here" else "from others"]
     notes += [each for each in ("private", "pinned", "seeded") if facts[each]]
     memory = facts["memory"]
-    state = "" if memory is None else f", a state with {format_size(memory)} of memory"
-    yield (
-        f"  version {facts['version']} of {day}: {share} % of {format_size(facts['stored'])} here,"
-        f" for a device of {format_size(facts['size'])}{state}; {', '.join(notes)}"
+    state = (
+        ""
+        if memory is None
+        else tr(", a state with {memory} of memory", memory=format_size(memory))
+    )
+    yield tr(
+        "  version {version} of {day}: {share} % of {stored} here, for a device of"
+        " {size}{state}; {notes}",
+        version=facts["version"],
+        day=day,
+        share=share,
+        stored=format_size(facts["stored"]),
+        size=format_size(facts["size"]),
+        state=state,
+        notes=", ".join(notes),
     )
     for path in facts["in_place"]:
-        yield f"  read from {printable(path)}"
+        yield tr("  read from {path}", path=printable(path))
     for why in facts["unserved"]:
         yield f"  {printable(why)}"
     for path in facts["overlays"]:
-        yield f"  below the overlay {printable(path)}"
+        yield tr("  below the overlay {path}", path=printable(path))

@@ -11,6 +11,7 @@ import click
 from p2pcloop.cli.options import REF, at_option, file_options, home_option, json_option
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.filesystem import (
@@ -31,6 +32,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -63,7 +65,14 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     for key, value in facts.items():
         if value == []:
             continue
-        click.echo(f"{key.replace('_', ' '):{width}}  {_to_text(key, value)}")
+        say(
+            tr(
+                "{replace:{width}}  {key}",
+                replace=key.replace("_", " "),
+                width=width,
+                key=_to_text(key, value),
+            )
+        )
 
 
 def _file_facts(file: ImageFile, home: Home) -> dict[str, Any]:
@@ -71,7 +80,10 @@ def _file_facts(file: ImageFile, home: Home) -> dict[str, Any]:
     if file.kind == "overlay":
         return facts | _overlay_facts(file, home)
     if file.kind == "profile":
-        raise UsageError(f"{file.name} is a profile", hint=f"p2pcloop profile show {file.name}")
+        raise UsageError(
+            tr("{file} is a profile", file=file.name),
+            hint=tr("p2pcloop profile show {file}", file=file.name),
+        )
     stored = file.size if file.given is None else file.given.stat().st_size
     facts |= {"container": list(file.packed), "stored": stored}
     if file.kind == "cloop":
@@ -114,7 +126,7 @@ def _overlay_facts(file: ImageFile, home: Home) -> dict[str, Any]:
     changed = info.data_blocks + info.zero_blocks
     return {
         "overlay_mode": info.mode,
-        "made_on": info.name or "an image file",
+        "made_on": info.name or tr("an image file"),
         "image_id": info.image_id,
         "manifest": info.manifest_id,
         "created": info.created,
@@ -197,7 +209,7 @@ def _to_text(key: str, value: object) -> str:
         return {True: "yes", False: "no"}.get(value, "-") if isinstance(value, bool) else "-"
     if isinstance(value, int) and key not in ("blocks", "layers", "version", "block_size"):
         size = format_size(value)
-        return size if value < 1000 else f"{size} ({value} bytes)"
+        return size if value < 1000 else tr("{size} ({what} bytes)", size=size, what=value)
     return printable(str(value))
 
 
@@ -234,6 +246,13 @@ def _image_facts(file: ImageFile, part: Part) -> dict[str, Any]:
 
 def image_text(facts: dict[str, Any]) -> str:
     """The facts of one image on a CD as text for people."""
-    name = facts["name"] or "the CD itself"
+    name = facts["name"] or tr("the CD itself")
     stored, size = format_size(facts["stored"]), format_size(facts["size"])
-    return f"{name}: {facts['format']}, {stored} for {size}, {describe(facts['filesystem'])}"
+    return tr(
+        "{name}: {format}, {stored} for {size}, {filesystem}",
+        name=name,
+        format=facts["format"],
+        stored=stored,
+        size=size,
+        filesystem=describe(facts["filesystem"]),
+    )

@@ -12,7 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pcloop.cli.options import FilePath, home_option, json_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.refs import words_of_the_user
-from p2pcloop.client.terminal import ask_passphrase, check_output_open, choose_passphrase, notify
+from p2pcloop.client.terminal import (
+    ask_passphrase,
+    check_output_open,
+    choose_passphrase,
+    notify,
+    say,
+)
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.key_file import MAX_KEY_TEXT, KeyText, format_key_text
 from p2pcloop.formats.name import format_key
@@ -27,6 +33,7 @@ from p2pcloop.store.keys import (
 )
 from p2pcloop.store.trust import TrustedKeys, read_trusted
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 
 _passphrase_option = click.option(
     "--passphrase",
@@ -65,8 +72,10 @@ def new(name: str, protect: bool, home: Home, as_json: bool) -> None:
     with words_of_the_user():
         path = key_path(home.keys, name)
     if path.exists():
-        raise UsageError(f"there is a key {name!r} already", hint="choose another name")
-    passphrase = choose_passphrase(f"the key {name}") if protect else None
+        raise UsageError(
+            tr("there is a key {name!r} already", name=name), hint="choose another name"
+        )
+    passphrase = choose_passphrase(tr("the key {name}", name=name)) if protect else None
     home.create()
     text = format_key_text(Ed25519PrivateKey.generate(), passphrase)
     _report([(name, store_key(home.keys, name, text))], home, as_json=as_json)
@@ -112,7 +121,7 @@ def export(name: str, out: Path, protect: bool, home: Home) -> None:
     text = read_key(home.keys, name).text
     if protect:
         key = load_key(home.keys, name, ask_passphrase)
-        text = format_key_text(key, choose_passphrase(f"the copy of the key {name}"))
+        text = format_key_text(key, choose_passphrase(tr("the copy of the key {name}", name=name)))
     if str(out) == "-":
         check_output_open()
         click.echo(text, nl=False)
@@ -124,9 +133,11 @@ def export(name: str, out: Path, protect: bool, home: Home) -> None:
             file.flush()
             os.fsync(file.fileno())
     except FileExistsError as err:
-        raise UsageError(f"{out} exists, and is not replaced", hint="choose another name") from err
+        raise UsageError(
+            tr("{out} exists, and is not replaced", out=out), hint="choose another name"
+        ) from err
     except OSError as err:
-        raise storage_error(f"cannot write {out}", err) from err
+        raise storage_error(tr("cannot write {path}", path=out), err) from err
 
 
 @command.command("import", short_help="Keep the key in FILE as NAME.")
@@ -149,8 +160,8 @@ def import_(name: str, file: Path, home: Home, as_json: bool) -> None:
     try:
         key = store_key(home.keys, name, text, imported=True)
     except FormatError as err:
-        what = "standard input" if str(file) == "-" else file
-        raise FormatError(f"{what} is not a key of p2pcloop, or is damaged") from err
+        what = tr("standard input") if str(file) == "-" else file
+        raise FormatError(tr("{what} is not a key of p2pcloop, or is damaged", what=what)) from err
     _report([(name, key)], home, as_json=as_json)
 
 
@@ -177,9 +188,15 @@ def trust(key: str | None, home: Home, *, forget: bool, as_json: bool) -> None:
         click.echo(to_json({"trusted": known}))
     elif key is None:
         for line in known:
-            click.echo(line)
+            say(line)
     else:
-        click.echo(f"@{format_key(wanted)} is trusted {'no more' if forget else 'from now on'}")
+        say(
+            tr(
+                "@{wanted} is trusted {what}",
+                wanted=format_key(wanted),
+                what=tr("no more") if forget else tr("from now on"),
+            )
+        )
 
 
 def _read(file: Path) -> bytes:
@@ -189,7 +206,7 @@ def _read(file: Path) -> bytes:
         with file.open("rb") as source:
             return source.read(MAX_KEY_TEXT)
     except FileNotFoundError as err:
-        raise NotHereError(f"there is no file {file}") from err
+        raise NotHereError(tr("there is no file {file}", file=file)) from err
 
 
 def _facts(name: str, key: KeyText, home: Home) -> dict[str, object]:
@@ -207,5 +224,13 @@ def _report(keys: list[tuple[str, KeyText]], home: Home, *, as_json: bool) -> No
         if as_json:
             click.echo(to_json(_facts(name, key, home)))
         else:
-            note = "  with a passphrase" if key.protected else ""
-            click.echo(f"{name:{width}}  @{format_key(key.public)}{note}")
+            note = tr("  with a passphrase") if key.protected else ""
+            say(
+                tr(
+                    "{name:{width}}  @{public}{note}",
+                    name=name,
+                    width=width,
+                    public=format_key(key.public),
+                    note=note,
+                )
+            )

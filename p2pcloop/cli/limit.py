@@ -6,9 +6,11 @@ import click
 
 from p2pcloop.cli.config import parse_value, write_settings
 from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.terminal import say
 from p2pcloop.formats.config import read_settings
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 
 
 @click.command()
@@ -35,4 +37,10 @@ def command(up: str | None, down: str | None, home: Home, as_json: bool) -> None
         click.echo(to_json(limits))
         return
     for key, value in limits.items():
-        click.echo(f"{key}: {f'{value} bytes a second' if value else 'none'}")
+        say(
+            tr(
+                "{key}: {what}",
+                key=key,
+                what=tr("{what} bytes a second", what=value) if value else tr("none"),
+            )
+        )

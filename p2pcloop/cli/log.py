@@ -11,12 +11,14 @@ import click
 from p2pcloop.cli.options import IMAGE, at_option, home_option, json_option
 from p2pcloop.client.refs import report_waiting, resolve_stored
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import MismatchError, P2pcloopError
 from p2pcloop.formats.lineage import check_previous
 from p2pcloop.formats.manifest import ManifestRef, SignedManifest, open_manifest
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -45,7 +47,7 @@ def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> Non
     Also the image that a version was made from, if that is neither the version before nor the one
     which that was made from. The output says which versions cannot be fetched.
     """
-    why, hint = "it has no versions", "give a link or @key/label"
+    why, hint = tr("it has no versions"), tr("give a link or @key/label")
     target = resolve_stored(ref, home, at=at, withdrawn=True, why_no_file=why, hint=hint)
     with target.client:
         history = _History(target)
@@ -55,7 +57,7 @@ def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> Non
         return
     click.echo(target.name)
     for version, before in zip(versions, [*versions[1:], None], strict=True):
-        click.echo(_text(version, before))
+        say(_text(version, before))
 
 
 class _History:
@@ -153,15 +155,19 @@ def _text(facts: dict[str, Any], before: dict[str, Any] | None) -> str:
     line = f"  {facts['version']:>4}  {date}  {added:>9}  {facts['message']}"
     lines = [line.rstrip()]
     if facts["memory"] is not None:
-        lines.append(f"        a state, with {format_size(facts['memory'])} of memory")
+        lines.append(
+            tr("        a state, with {memory} of memory", memory=format_size(facts["memory"]))
+        )
     parent = facts["parent"]
     if parent is not None and (before is None or not _is_told(parent, before)):
-        what = f"{parent['name']}, version {parent['version']}"
+        what = tr("{name}, version {version}", name=parent["name"], version=parent["version"])
         if parent["name"] is None:
             what = f"{parent['manifest'].hex()}: {parent['missing']}"
-        lines.append(f"        made from {what}")
+        lines.append(tr("        made from {what}", what=what))
     if facts["missing"]:
-        lines.append(f"        what came before it cannot be told: {facts['missing']}")
+        lines.append(
+            tr("        what came before it cannot be told: {missing}", missing=facts["missing"])
+        )
     return "\n".join(lines)
 
 

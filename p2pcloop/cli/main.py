@@ -18,6 +18,7 @@ from p2pcloop.client.terminal import open_standard_streams, report_error, report
 from p2pcloop.errors import P2pcloopError, storage_error
 from p2pcloop.loading import loading
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -48,7 +49,13 @@ class _LazyGroup(click.Group):
         """Find the command that was typed; name those that may have been meant where it is none."""
         typed = args[0]
         if typed not in COMMANDS and typed not in ALIASES and not typed.startswith("-"):
-            ctx.fail(f"No such command {printable(typed)!r}.{_meant(typed)}")
+            ctx.fail(
+                tr(
+                    "No such command {typed!r}.{typed2}",
+                    typed=printable(typed),
+                    typed2=_meant(typed),
+                )
+            )
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -75,7 +82,7 @@ def _meant(typed: str) -> str:
     import difflib  # noqa: PLC0415  it takes a sixth of the time of --help to load
 
     near = difflib.get_close_matches(typed, [*COMMANDS, *ALIASES])
-    return f" Did you mean: {', '.join(near)}?" if near else ""
+    return tr(" Did you mean: {near}?", near=", ".join(near)) if near else ""
 
 
 @click.group(
@@ -125,7 +132,9 @@ def main() -> None:
         # A file that the user named, or output that cannot be written. The interpreter must not
         # flush that output again. (click treats a pipe without a reader: exit code 1.)
         sys.stdout = None
-        what = f"cannot use {err.filename}" if err.filename else "the system refused"
+        what = (
+            tr("cannot use {path}", path=err.filename) if err.filename else tr("the system refused")
+        )
         sys.exit(report_error(storage_error(what, err)))  # no JSON: its stream may be what failed
 
 

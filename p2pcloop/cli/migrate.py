@@ -15,12 +15,13 @@ from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.progress import shows_progress, waiting_for
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.suspend import Wish, image_of, suspend
-from p2pcloop.client.terminal import warn
+from p2pcloop.client.terminal import say, warn
 from p2pcloop.errors import BusyError, UnreachableError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord
 from p2pcloop.store.guests import OwnGuest
 from p2pcloop.text import printable, to_json
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -64,18 +65,24 @@ class _Host:
             found = next(((g["state"], g["reason"]) for g in guests if g["name"] == name), None)
         except (ValueError, LookupError, TypeError) as err:
             raise UnreachableError(
-                f"`p2pcloop ps` at {where} does not list guests", hint="is it of this version?"
+                tr("`p2pcloop ps` at {where} does not list guests", where=where),
+                hint="is it of this version?",
             ) from err
         if found is None:
             return
         state, reason = found
         if state == "running":
             raise BusyError(
-                f"a guest {name} runs at {where}", hint=f"`p2pcloop stop {name}` there ends it"
+                tr("a guest {name} runs at {where}", name=name, where=where),
+                hint=tr("`p2pcloop stop {name}` there ends it", name=name),
             )
         if reason != "moved" and not replaces:
             raise UsageError(
-                f"there was a guest {name} at {where} before, and its log is kept",
+                tr(
+                    "there was a guest {name} at {where} before, and its log is kept",
+                    name=name,
+                    where=where,
+                ),
                 hint="--replace forgets it, once this one goes on there",
             )
 
@@ -99,18 +106,26 @@ class _Host:
             done = subprocess.run(command, input=text.encode(), stdout=subprocess.PIPE, check=False)
         except OSError as err:
             raise UsageError(
-                f"cannot run {printable(command[0])}: {err.strerror}",
+                tr("cannot run {command}: {why}", command=printable(command[0]), why=err.strerror),
                 hint="--ssh names another program",
             ) from err
         if done.returncode == _NOT_FOUND:
             raise UnreachableError(
-                f"{printable(self.name)} has no {printable(self.program)}",
+                tr(
+                    "{name} has no {program}",
+                    name=printable(self.name),
+                    program=printable(self.program),
+                ),
                 hint="install p2pcloop there, or tell where it is: --program PATH",
             )
         if done.returncode:
             raise UnreachableError(
-                f"`p2pcloop {words[0]}` at {printable(self.name)} ended with exit code"
-                f" {done.returncode}",
+                tr(
+                    "`p2pcloop {words}` at {name} ended with exit code {returncode}",
+                    words=words[0],
+                    name=printable(self.name),
+                    returncode=done.returncode,
+                ),
                 hint="what it said stands above; the node here must be reachable from there"
                 " (`listen` in config.toml)" + (f"; {hint}" if hint else ""),
             )
@@ -174,8 +189,9 @@ def command(
                 made = _suspend(record, image, options, goes_on=True)
                 there.run(["fetch", "-"], made["link"])
             made = _suspend(record, image, options, goes_on=False)
-        hint = (
-            f"the guest is suspended here: `p2pcloop resume {name}` goes on, unless it runs there"
+        hint = tr(
+            "the guest is suspended here: `p2pcloop resume {name}` goes on, unless it runs there",
+            name=name,
         )
         words = _resume_words(record, made["name"], overlay, replaces=replaces)
         try:
@@ -188,7 +204,7 @@ def command(
     if options.as_json:
         click.echo(to_json(made | {"guest": name, "host": host}))
     else:
-        click.echo(f"{name} goes on at {printable(host)}")
+        say(tr("{name} goes on at {host}", name=name, host=printable(host)))
 
 
 def _suspend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +13,7 @@ from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.invocation import running_command
 from p2pcloop.client.mirror import write_mirror
 from p2pcloop.client.refs import resolve_stored, words_of_the_user
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import (
     UnreachableError,
     UsageError,
@@ -23,6 +25,7 @@ from p2pcloop.store.lease import Lease
 from p2pcloop.store.mirror import open_mirror_directory
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr, tr_n
 
 _EPILOG = """
 \b
@@ -76,7 +79,7 @@ def command(
         with words_of_the_user():
             url = parse_mirror(url if url.endswith("/") else f"{url}/")
     check_outside_store(directory, home)
-    why, hint = "it has no layers to write", "seed it, and mirror it by its name"
+    why, hint = tr("it has no layers to write"), tr("seed it, and mirror it by its name")
     target = resolve_stored(ref, home, at=at, withdrawn=True, why_no_file=why, hint=hint)
     with (
         target.client,
@@ -87,10 +90,28 @@ def command(
     facts = {"name": target.name, "manifest": target.signed.id, "link": str(link)}
     if as_json:
         click.echo(to_json(facts | {"directory": str(directory), "written": written}))
-        return
-    click.echo(f"{target.name} is in {directory}; {format_size(written)} were written")
+    else:
+        _report(facts, directory, written, url)
+
+
+def _report(facts: dict[str, Any], directory: Path, written: int, url: str | None) -> None:
+    say(
+        tr(
+            "{name} is in {directory}; {written} were written",
+            name=facts["name"],
+            directory=directory,
+            written=format_size(written),
+        )
+    )
     if url is not None:
-        click.echo(f"boot it with:\n  p2pcloop boot {url}{target.name}\n  p2pcloop boot '{link}'")
+        say(
+            tr(
+                "boot it with:\n  p2pcloop boot {url}{name}\n  p2pcloop boot '{link}'",
+                url=url,
+                name=facts["name"],
+                link=facts["link"],
+            )
+        )
 
 
 def _check(url: str, home: Home, *, as_json: bool) -> None:
@@ -111,10 +132,20 @@ def _check(url: str, home: Home, *, as_json: bool) -> None:
         click.echo(to_json(found))
     else:
         for image in found["images"]:
-            what = f"{image['name']}, version {image['version'] or 'unknown'}"
-            click.echo(f"{what}: {printable('; '.join(image['faults'])) or 'all is well'}")
+            what = tr(
+                "{name}, version {version}",
+                name=image["name"],
+                version=image["version"] or tr("unknown"),
+            )
+            say(
+                tr(
+                    "{what}: {faults}",
+                    what=what,
+                    faults=printable("; ".join(image["faults"])) or tr("all is well"),
+                )
+            )
     if faults:
         raise UnreachableError(
-            f"{found['base']}: {faults} fault{'' if faults == 1 else 's'}",
+            tr_n("{base}: {count} fault", "{base}: {count} faults", faults, base=found["base"]),
             hint="docs/publishing.md, Mirrors, says what a server must be able to do",
         )

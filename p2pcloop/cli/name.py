@@ -6,6 +6,7 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.refs import words_of_the_user
+from p2pcloop.client.terminal import say
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.name import Name, check_label
 from p2pcloop.formats.pasted import clean_pasted
@@ -14,6 +15,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.known_names import find_name
 from p2pcloop.store.names import ShortNames
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 
 
 @click.group("name")
@@ -41,7 +43,7 @@ def list_(home: Home, as_json: bool) -> None:
         return
     width = max(map(len, names), default=0)
     for short, name in names.items():
-        click.echo(f"{short:{width}}  {name}")
+        say(tr("{short:{width}}  {name}", short=short, width=width, name=name))
 
 
 @command.command()
@@ -56,7 +58,7 @@ def add(short: str, name: str, home: Home) -> None:
         pasted_name = is_link(pasted) or is_url(pasted) or pasted.startswith("@")
         target = _read(pasted if pasted_name else name, home)
     ShortNames(home).add(short, target)
-    click.echo(f"{short} stands for {target}")
+    say(tr("{short} stands for {target}", short=short, target=target))
 
 
 def _read(text: str, home: Home) -> Name:

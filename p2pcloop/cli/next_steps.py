@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import click
-
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.name import Name, format_key
 from p2pcloop.store.guests import list_guests
@@ -13,6 +12,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.names import ShortNames
 from p2pcloop.store.records import Records
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 Step = tuple[str, str]
 """What to type, and what it does."""
@@ -28,11 +28,11 @@ _FIRST: list[Step] = [
 def print_next_steps(home: Home) -> None:
     """Write a few lines for a user who types the program's name alone; make nothing."""
     said, steps = _look(home)
-    click.echo(said)
+    say(said)
     width = max(len(typed) for typed, _ in steps)
     for typed, does in steps:
-        click.echo(f"  {typed.ljust(width)}   {does}")
-    click.echo("\nAll commands: p2pcloop --help. Of one command: p2pcloop COMMAND --help.")
+        say(tr("  {width}   {does}", width=typed.ljust(width), does=does))
+    say("\nAll commands: p2pcloop --help. Of one command: p2pcloop COMMAND --help.")
 
 
 def _look(home: Home) -> tuple[str, list[Step]]:
@@ -43,12 +43,21 @@ def _look(home: Home) -> tuple[str, list[Step]]:
         runs = home.holder() is not None
     except P2pcloopError as err:
         # What is wrong is for the command that needs it; here it must not hide what to type.
-        return f"{printable(str(home.root))} cannot be read: {printable(str(err))}", _FIRST
+        return tr(
+            "{root} cannot be read: {err}", root=printable(str(home.root)), err=printable(str(err))
+        ), _FIRST
     if not names and not guests:
-        return f"No image is known in {printable(str(home.root))} yet.", _FIRST
-    known = f"{len(names)} image{'' if len(names) == 1 else 's'}"
-    running = f"{guests or 'no'} guest{'' if guests == 1 else 's'}"
-    said = f"{known} known, {running} running, p2pcloopd {'runs' if runs else 'does not run'}."
+        return tr("No image is known in {root} yet.", root=printable(str(home.root))), _FIRST
+    known = tr(
+        "{names_count} image{what}", names_count=len(names), what="" if len(names) == 1 else "s"
+    )
+    running = tr("{guests} guest{what}", guests=guests or tr("no"), what="" if guests == 1 else "s")
+    said = tr(
+        "{known} known, {running} running, p2pcloopd {what}.",
+        known=known,
+        running=running,
+        what=tr("runs") if runs else tr("does not run"),
+    )
     return said, list(_later(names, shorts, guests=guests, runs=runs))
 
 
@@ -58,13 +67,16 @@ def _later(
     if names:
         first = names[0]
         ref = shorts.get(first, f"@{format_key(first.key)[:8]}/{first.label}")
-        yield "p2pcloop images", "list what is known here"
-        yield f"p2pcloop boot {ref} --overlay mine.delta", "boot one, and keep the changes"
-        yield "p2pcloop publish mine.delta --name LABEL", "pass the changes on"
+        yield tr("p2pcloop images"), tr("list what is known here")
+        yield (
+            tr("p2pcloop boot {ref} --overlay mine.delta", ref=ref),
+            tr("boot one, and keep the changes"),
+        )
+        yield tr("p2pcloop publish mine.delta --name LABEL"), tr("pass the changes on")
     if guests:
-        yield "p2pcloop ps", "list the guests"
+        yield tr("p2pcloop ps"), tr("list the guests")
     if runs:
-        yield "p2pcloop status", "show what the node fetches and serves"
-        yield "p2pcloop web --open", "show it in a browser, with guests and their consoles"
+        yield tr("p2pcloop status"), tr("show what the node fetches and serves")
+        yield tr("p2pcloop web --open"), tr("show it in a browser, with guests and their consoles")
     else:
-        yield "p2pcloop daemon start", "serve your images to others"
+        yield tr("p2pcloop daemon start"), tr("serve your images to others")

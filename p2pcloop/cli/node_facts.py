@@ -9,6 +9,7 @@ from p2pcloop.cli.guest_facts import guest_facts
 from p2pcloop.store.guests import list_guests
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 STALLED_SECONDS = 1
 """Without data for so long a torrent that is wanted is said to wait."""
@@ -55,9 +56,11 @@ def other_torrents(node: dict[str, Any]) -> list[dict[str, Any]]:
 def describe_torrent(torrent: dict[str, Any]) -> str:
     """What a torrent is, for people: of which image it is a part."""
     if torrent["image"] is None:
-        return printable(torrent["name"] or "metadata not here yet")
-    version = f"{torrent['image']}, version {torrent['version']}"
-    return f"manifest of {version}" if torrent["kind"] == "manifest" else version
+        return printable(torrent["name"] or tr("metadata not here yet"))
+    version = tr("{image}, version {version}", image=torrent["image"], version=torrent["version"])
+    return (
+        tr("manifest of {version}", version=version) if torrent["kind"] == "manifest" else version
+    )
 
 
 def share_here(facts: dict[str, Any]) -> tuple[int, int]:
@@ -84,6 +87,8 @@ def waiting_of(torrents: Iterable[dict[str, Any]]) -> tuple[float, str] | None:
     if not waiting:
         return None
     most = max(waiting, key=lambda each: float(each["stalled"]))
-    what = "data" if most["size"] else "its metadata"
+    what = "data" if most["size"] else tr("its metadata")
     tried = ", ".join(most["tried"])
-    return most["stalled"], f"{what}; tried: {printable(tried)}" if tried else f"{what}; no peer"
+    return most["stalled"], tr(
+        "{what}; tried: {tried}", what=what, tried=printable(tried)
+    ) if tried else tr("{what}; no peer", what=what)

@@ -16,10 +16,12 @@ from p2pcloop.client.image_file import check_publishable
 from p2pcloop.client.open_stored import open_stored
 from p2pcloop.client.profiles import read_profile
 from p2pcloop.client.refs import resolve_ref
+from p2pcloop.client.terminal import say
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -93,10 +95,18 @@ def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
         return
     blocks = format_size(answer["stored_blocks"] * BLOCK_SIZE)
     packed = format_size(answer["stored"])
-    where = "in place of what was packed before" if answer["replaced"] else "on top of its base"
-    report_version(answer, f"{packed} packed, of {blocks} that a boot reads, {where}")
+    where = (
+        tr("in place of what was packed before") if answer["replaced"] else tr("on top of its base")
+    )
+    report_version(
+        answer,
+        tr(
+            "{packed} packed, of {blocks} that a boot reads, {where}",
+            packed=packed,
+            blocks=blocks,
+            where=where,
+        ),
+    )
     if not answer["profile"]:
-        click.echo(
-            "it is private, so its profile is not attached: `p2pcloop profile attach` does so"
-        )
+        say("it is private, so its profile is not attached: `p2pcloop profile attach` does so")
     report_link(answer)

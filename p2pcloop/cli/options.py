@@ -18,6 +18,7 @@ from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
 from p2pcloop.units import parse_size
+from p2pcloop.words import tr
 
 _MAX_VERSION = 1 << 53  # formats/signed.py, which takes some time to import
 
@@ -36,7 +37,9 @@ class FilePath(click.Path):
         text = os.fspath(value)
         check_given(text, param)
         if text.endswith("/") and not Path(text).is_dir():
-            raise UsageError(f"{text} ends in `/`, and no such folder is here", hint="leave it out")
+            raise UsageError(
+                tr("{text} ends in `/`, and no such folder is here", text=text), hint="leave it out"
+            )
         return super().convert(value, param, ctx)
 
 
@@ -50,7 +53,9 @@ class DirectoryPath(click.Path):
         text = os.fspath(value)
         check_given(text, param)
         if _URL.match(text):
-            raise UsageError(f"{text} is a URL, not a directory", hint="give a directory here")
+            raise UsageError(
+                tr("{text} is a URL, not a directory", text=text), hint="give a directory here"
+            )
         return super().convert(value, param, ctx)
 
 
@@ -61,10 +66,10 @@ def check_given(text: str, param: click.Parameter | None) -> None:
         UsageError: it is empty.
     """
     if not text:
-        name = "the path" if param is None else param.human_readable_name.upper()
+        name = tr("the path") if param is None else param.human_readable_name.upper()
         if isinstance(param, click.Option):
             name = param.opts[0]
-        raise UsageError(f"{name} is empty", hint="is a variable of the shell unset?")
+        raise UsageError(tr("{name} is empty", name=name), hint="is a variable of the shell unset?")
 
 
 def _to_home(_context: click.Context, parameter: click.Parameter, value: str | None) -> Home:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 
 
 def check_place(path: Path) -> None:
@@ -18,12 +19,18 @@ def check_place(path: Path) -> None:
         StorageError: there is no folder for it.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder", hint="give the name of a file in it")
+        raise UsageError(tr("{path} is a folder", path=path), hint="give the name of a file in it")
     if path.parent.exists() and not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is no folder", hint="choose another name")
+        raise UsageError(
+            tr("{parent} is no folder", parent=path.parent), hint="choose another name"
+        )
     if not path.parent.is_dir():
         missing = FileNotFoundError(errno.ENOENT, "")
-        raise storage_error(f"cannot write {path}", missing, hint=f"make {path.parent} first")
+        raise storage_error(
+            tr("cannot write {path}", path=path),
+            missing,
+            hint=tr("make {parent} first", parent=path.parent),
+        )
 
 
 def check_writable(path: Path) -> None:
@@ -35,7 +42,7 @@ def check_writable(path: Path) -> None:
     """
     check_place(path)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise storage_error(f"cannot write {path}", PermissionError(errno.EACCES, ""))
+        raise storage_error(tr("cannot write {path}", path=path), PermissionError(errno.EACCES, ""))
 
 
 def check_not_served(path: Path, home: Home) -> None:
@@ -50,10 +57,13 @@ def check_not_served(path: Path, home: Home) -> None:
     place = Path(os.path.realpath(path))
     inside = place.is_relative_to(os.path.realpath(home.root))
     if (inside and path.exists()) or _is_in_store(place, home):
-        raise UsageError(f"{path} lies in the node's home, {home.root}", hint="choose another name")
+        raise UsageError(
+            tr("{path} lies in the node's home, {root}", path=path, root=home.root),
+            hint="choose another name",
+        )
     if serves(home.torrents, path):
         raise UsageError(
-            f"{path}: this node serves it, and its readers rely on every byte",
+            tr("{path}: this node serves it, and its readers rely on every byte", path=path),
             hint="choose another name for OUT",
         )
 
@@ -67,7 +77,11 @@ def check_outside_store(directory: Path, home: Home) -> None:
     place = Path(os.path.realpath(directory))
     if _is_in_store(place, home) or place == Path(os.path.realpath(home.root)):
         raise UsageError(
-            f"{directory} is the node's own, of its home {home.root}",
+            tr(
+                "{directory} is the node's own, of its home {root}",
+                directory=directory,
+                root=home.root,
+            ),
             hint="choose another directory, such as one in it of a name of its own",
         )
 

@@ -11,12 +11,14 @@ import click
 from p2pcloop.cli.options import IMAGE, FilePath, at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.picture import Pictured, Pictures
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.picture.chunk_map import ChunkMap
 from p2pcloop.picture.svg import draw_svg
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -54,7 +56,7 @@ def command(ref: str, out: Path, at: int, home: Home, *, as_json: bool) -> None:
     if not to_stdout:
         check_place(out)
     found = Pictures(home).picture(ref, at=at, quiet=as_json or to_stdout)
-    version = "" if found.version is None else f", version {found.version}"
+    version = "" if found.version is None else tr(", version {version}", version=found.version)
     drawn = draw_svg(found.chunk_map, found.name + version)
     if to_stdout:
         sys.stdout.write(drawn)
@@ -63,7 +65,7 @@ def command(ref: str, out: Path, at: int, home: Home, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(_facts(found, out)), err=to_stdout)
     elif not to_stdout:
-        click.echo(f"{out}: {_told(found.chunk_map)}")
+        say(tr("{out}: {chunk_map}", out=out, chunk_map=_told(found.chunk_map)))
 
 
 def _write(out: Path, drawn: str) -> None:
@@ -71,9 +73,11 @@ def _write(out: Path, drawn: str) -> None:
         with out.open("x", encoding="utf-8") as file:
             file.write(drawn)
     except FileExistsError as err:
-        raise UsageError(f"{out} exists, and is not replaced", hint="choose another name") from err
+        raise UsageError(
+            tr("{out} exists, and is not replaced", out=out), hint="choose another name"
+        ) from err
     except OSError as err:
-        raise storage_error(f"cannot write {out}", err) from err
+        raise storage_error(tr("cannot write {path}", path=out), err) from err
 
 
 def _facts(found: Pictured, out: Path) -> dict[str, Any]:
@@ -93,4 +97,8 @@ def _facts(found: Pictured, out: Path) -> dict[str, Any]:
 
 def _told(chunk_map: ChunkMap) -> str:
     here = sum(chunk_map.senders.values()) * BLOCK_SIZE
-    return f"{format_size(here)} of a device of {format_size(chunk_map.blocks * BLOCK_SIZE)} here"
+    return tr(
+        "{here} of a device of {blocks} here",
+        here=format_size(here),
+        blocks=format_size(chunk_map.blocks * BLOCK_SIZE),
+    )

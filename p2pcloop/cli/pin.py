@@ -7,10 +7,12 @@ import click
 from p2pcloop.cli.options import IMAGE, at_option, home_option, json_option
 from p2pcloop.client.refs import resolve_stored
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import say
 from p2pcloop.store.home import Home
 from p2pcloop.store.pins import load_pins
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -43,14 +45,26 @@ def command(ref: str | None, at: int, home: Home, *, as_json: bool) -> None:
         facts = {"name": target.name, "version": version, "manifest": target.signed.id}
         click.echo(to_json(facts | {"stored": target.stored, "here": here}))
         return
-    rest = "" if here == target.stored else "; `p2pcloop fetch` fetches the rest"
-    share = f"{format_size(here)} of {format_size(target.stored)} are here{rest}"
-    click.echo(f"{target.name}, version {version}, is pinned: {share}")
+    rest = "" if here == target.stored else tr("; `p2pcloop fetch` fetches the rest")
+    share = tr(
+        "{here} of {stored} are here{rest}",
+        here=format_size(here),
+        stored=format_size(target.stored),
+        rest=rest,
+    )
+    say(
+        tr(
+            "{target}, version {version}, is pinned: {share}",
+            target=target.name,
+            version=version,
+            share=share,
+        )
+    )
 
 
 def stored_image(ref: str, home: Home, at: int) -> StoredRef:
     """The image that is pinned or unpinned; errors as of `resolve_stored`."""
-    why, hint = "it is yours, and nothing deletes it", "give a link or @key/label"
+    why, hint = tr("it is yours, and nothing deletes it"), tr("give a link or @key/label")
     return resolve_stored(ref, home, at=at, why_no_file=why, hint=hint)
 
 
@@ -61,4 +75,4 @@ def _list(home: Home, *, as_json: bool) -> None:
         click.echo(to_json({"pins": rows}))
         return
     for manifest, name in pins.items():
-        click.echo(f"{name}  {manifest.hex()}")
+        say(tr("{name}  {manifest}", name=name, manifest=manifest.hex()))

@@ -17,7 +17,7 @@ from p2pcloop.client.profiles import FoundProfile, Subject, read_if_profile, rea
 from p2pcloop.client.publisher import Content, Publisher, signing_key
 from p2pcloop.client.refs import resolve_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import notify, warn
+from p2pcloop.client.terminal import notify, say, warn
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import check_label, format_key
 from p2pcloop.formats.profile import sign_profile, unpack_touches
@@ -27,6 +27,7 @@ from p2pcloop.store.keys import name_of_key
 from p2pcloop.store.profiles import fit_profile, forget_profile, keep_profile
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloop.words import tr
 
 
 @click.group("profile")
@@ -44,7 +45,7 @@ def command() -> None:
     """
 
 
-@command.command(short_help="Tell what a profile is, and whose.")
+@command.command(short_help=tr("Tell what a profile is, and whose."))
 @click.argument("ref", type=REF, metavar="REF|FILE")
 @home_option
 @json_option
@@ -64,10 +65,10 @@ def show(ref: str, home: Home, as_json: bool) -> None:
         click.echo(to_json(facts))
         return
     for key, text in profile_lines(facts):
-        click.echo(f"{key:8}  {text}")
+        say(tr("{key:8}  {text}", key=key, text=text))
 
 
-@command.command(short_help="Write the profile of an image to a file, signed.")
+@command.command(short_help=tr("Write the profile of an image to a file, signed."))
 @click.argument("ref", type=REF, metavar="REF|IMAGE")
 @click.argument("out", type=FilePath())
 @key_option
@@ -87,16 +88,25 @@ def export(ref: str, out: Path, key_name: str | None, home: Home, as_json: bool)
         with out.open("xb") as file:
             file.write(data)
     except FileExistsError as err:
-        raise UsageError(f"{out} exists, and is not replaced", hint="choose another name") from err
+        raise UsageError(
+            tr("{out} exists, and is not replaced", out=out), hint="choose another name"
+        ) from err
     except OSError as err:
-        raise storage_error(f"cannot write {out}", err) from err
+        raise storage_error(tr("cannot write {path}", path=out), err) from err
     if as_json:
         click.echo(to_json({"file": str(out), "name": subject.what, "bytes": len(data)}))
     else:
-        click.echo(f"{out}: {format_size(len(data))}, what a boot of {subject.what} reads")
+        say(
+            tr(
+                "{out}: {data_count}, what a boot of {what} reads",
+                out=out,
+                data_count=format_size(len(data)),
+                what=subject.what,
+            )
+        )
 
 
-@command.command(short_help="Use the profile in a file for an image.")
+@command.command(short_help=tr("Use the profile in a file for an image."))
 @click.argument("ref", type=REF, metavar="REF|IMAGE")
 @click.argument("file", type=FilePath())
 @click.option(
@@ -129,13 +139,14 @@ def attach(
     data, profile = read_profile(file)
     if profile.key is None:
         raise FormatError(
-            f"{file} is not signed", hint="have it written by `p2pcloop profile export`"
+            tr("{file} is not signed", file=file),
+            hint="have it written by `p2pcloop profile export`",
         )
     with ExitStack() as stack:
         subject = Subject.of(ref, home, stack, quiet=as_json)
         touches, remark = fit_profile(profile, subject.image_id, subject.size, subject.before(home))
         if remark:
-            notify(f"{remark}: it is signed anew, by you")
+            notify(tr("{remark}: it is signed anew, by you", remark=remark))
             fitted = replace(profile, image_id=subject.image_id, size=subject.size, touches=touches)
             data = sign_profile(fitted, signing_key(home, key_name))
         publisher = stack.enter_context(_publisher(subject, home, key_name))
@@ -146,12 +157,18 @@ def attach(
     if as_json:
         click.echo(to_json(answer))
         return
-    click.echo(f"a boot of {subject.what} uses it from now on")
+    say(tr("a boot of {what} uses it from now on", what=subject.what))
     if answer["changed"]:
-        click.echo(f"serving {answer['name']}, version {answer['version']}, which carries it")
+        say(
+            tr(
+                "serving {name}, version {version}, which carries it",
+                name=answer["name"],
+                version=answer["version"],
+            )
+        )
 
 
-@command.command(short_help="Delete the profile of an image that this home keeps.")
+@command.command(short_help=tr("Delete the profile of an image that this home keeps."))
 @click.argument("ref", type=REF, metavar="REF|IMAGE")
 @home_option
 def forget(ref: str, home: Home) -> None:
@@ -160,7 +177,7 @@ def forget(ref: str, home: Home) -> None:
         subject = Subject.of(ref, home, stack, quiet=False)
         if not forget_profile(home, subject.image_id):
             raise NotHereError(
-                f"no profile of {subject.what} is kept here",
+                tr("no profile of {what} is kept here", what=subject.what),
                 hint="`p2pcloop profile show` tells what a boot would use",
             )
 
@@ -233,26 +250,39 @@ def profile_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
         "profile",
         {
-            "recorded": "recorded here, by a boot",
-            "kept": f"attached here, signed by @{facts['key']}",
-            "attached": f"attached by the publisher, @{facts['key']}",
-            "file": f"in a file, signed by @{facts['key']}"
+            "recorded": tr("recorded here, by a boot"),
+            "kept": tr("attached here, signed by @{key}", key=facts["key"]),
+            "attached": tr("attached by the publisher, @{key}", key=facts["key"]),
+            "file": tr("in a file, signed by @{key}", key=facts["key"])
             if facts["key"]
-            else "in a file, not signed",
+            else tr("in a file, not signed"),
         }[facts["origin"]],
     )
     of = facts["of"]
     if of is None:
         yield "of", facts["name"] if facts["origin"] != "file" else facts["image_id"].hex()
     else:
-        yield "of", f"{of['name']}, version {of['version']}, which it was made from"
+        yield (
+            "of",
+            tr(
+                "{name}, version {version}, which it was made from",
+                name=of["name"],
+                version=of["version"],
+            ),
+        )
     yield "created", datetime.fromtimestamp(facts["created"], UTC).isoformat(sep=" ")
     yield (
         "reads",
-        (
-            f"{format_size(facts['bytes'])} in {facts['blocks']} blocks of 4 KiB,"
-            f" {facts['touches']} touches, within {facts['seconds']:.1f} s"
+        tr(
+            "{bytes} in {blocks} blocks of 4 KiB, {touches} touches, within {seconds:.1f} s",
+            bytes=format_size(facts["bytes"]),
+            blocks=facts["blocks"],
+            touches=facts["touches"],
+            seconds=facts["seconds"],
         ),
     )
     if facts["fetched"] is not None:
-        yield "fetches", f"{format_size(facts['fetched'])}, the compressed chunks of these"
+        yield (
+            "fetches",
+            tr("{fetched}, the compressed chunks of these", fetched=format_size(facts["fetched"])),
+        )

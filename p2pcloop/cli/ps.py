@@ -9,10 +9,12 @@ import click
 
 from p2pcloop.cli.guest_facts import describe_state, guest_facts, short_name
 from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.terminal import say
 from p2pcloop.store.guests import list_guests
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -45,10 +47,10 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"guests": facts}))
     elif not facts:
-        click.echo("no guest runs here" + ("" if every else "; --all lists those that have ended"))
+        say(tr("no guest runs here") + ("" if every else tr("; --all lists those that have ended")))
     else:
         for line in _table([_HEAD, *map(_row, facts)]):
-            click.echo(line)
+            say(line)
 
 
 def _row(facts: dict[str, Any]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from p2pcloop.client.terminal import warn
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -75,8 +76,11 @@ def command(
 def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     if answer.get("unknown_blocks"):
         warn(
-            f"{answer['unknown_blocks']} blocks count as changed: what they were in the base could"
-            " not be had"
+            tr(
+                "{unknown_blocks} blocks count as changed: what they were in the base could not"
+                " be had",
+                unknown_blocks=answer["unknown_blocks"],
+            )
         )
     if "in_place" in answer:
         report_seeded(answer, home, as_json=as_json)
@@ -85,6 +89,8 @@ def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(answer))
         return
-    base = f", made from {answer['base']}" if answer["base"] else ""
-    report_version(answer, f"{format_size(answer['stored'])} packed{base}")
+    base = tr(", made from {base}", base=answer["base"]) if answer["base"] else ""
+    report_version(
+        answer, tr("{stored} packed{base}", stored=format_size(answer["stored"]), base=base)
+    )
     report_link(answer)

@@ -13,7 +13,7 @@ from p2pcloop.cli.options import PublishOptions
 from p2pcloop.cli.reach import describe_only_here, is_only_here
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.publisher import Publisher
-from p2pcloop.client.terminal import notify, warn
+from p2pcloop.client.terminal import notify, say, warn
 from p2pcloop.formats.filesystem import (
     ROOT_HINT,
     ROOT_TYPES,
@@ -26,6 +26,7 @@ from p2pcloop.store.keys import our_keys
 from p2pcloop.store.name_list import list_names
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 
 @contextmanager
@@ -42,34 +43,46 @@ def publisher_of(label: str, options: PublishOptions) -> Iterator[Publisher]:
 def report_version(answer: dict[str, Any], details: str) -> None:
     """Report a version that was published over another, or that nothing changed."""
     if not answer["changed"]:
-        click.echo(f"nothing changed: it is {answer['name']}, version {answer['version']}, still")
+        say(
+            tr(
+                "nothing changed: it is {name}, version {version}, still",
+                name=answer["name"],
+                version=answer["version"],
+            )
+        )
     else:
-        click.echo(f"serving {answer['name']}, version {answer['version']}")
-        click.echo(f"  {details}")
+        say(tr("serving {name}, version {version}", name=answer["name"], version=answer["version"]))
+        say(tr("  {details}", details=details))
 
 
 def report_link(answer: dict[str, Any]) -> None:
     """Print the command that boots it."""
-    click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
+    say(tr("boot it with:\n  p2pcloop boot '{link}'", link=answer["link"]))
 
 
 def report_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     """Report the facts that `seed_image` returned."""
     if answer["filesystem"] not in ROOT_TYPES:
         found = describe(answer["filesystem"])
-        warn(f"a guest cannot boot it: it holds {found}; {ROOT_HINT}")
+        warn(
+            tr(
+                "a guest cannot boot it: it holds {found}; {root_hint}",
+                found=found,
+                root_hint=ROOT_HINT,
+            )
+        )
     warn_if_only_here(answer, home)
     place = answer["in_place"]
     if as_json:
         click.echo(to_json(answer | {"in_place": place is not None}))
         return
-    click.echo(f"serving {answer['name']}, version {answer['version']}")
+    say(tr("serving {name}, version {version}", name=answer["name"], version=answer["version"]))
     where = _where(Path(place), answer["torrent"], home) if place else ""
-    click.echo(f"  {_to_size(answer)}{where}")
+    say(tr("  {answer}{where}", answer=_to_size(answer), where=where))
     if answer["images"]:
         outer = "disk" if answer["format"] == "disk" else "CD"
-        names = ", ".join(filter(None, answer["images"])) or "all of it"
-        click.echo(f"  from that {outer}: {names}")
+        names = ", ".join(filter(None, answer["images"])) or tr("all of it")
+        say(tr("  from that {outer}: {names}", outer=outer, names=names))
     report_link(answer)
 
 
@@ -78,14 +91,22 @@ def _where(place: Path, torrent: bytes, home: Home) -> str:
     entries = (home.torrents / torrent.hex() / "data").rglob("*")
     used = [entry.readlink() for entry in entries if entry.is_symlink()]
     if place in used:
-        return f", read from {place}: leave it there, unchanged"
+        return tr(", read from {place}: leave it there, unchanged", place=place)
     if not used:
-        return ", read from the node's home, which has all of it"
-    return f", read from {used[0]}, as before; {place} takes over once that is gone or changed"
+        return tr(", read from the node's home, which has all of it")
+    return tr(
+        ", read from {used}, as before; {place} takes over once that is gone or changed",
+        used=used[0],
+        place=place,
+    )
 
 
 def _to_size(answer: dict[str, Any]) -> str:
-    size = f"{format_size(answer['stored'])} for a device of {format_size(answer['size'])}"
+    size = tr(
+        "{stored} for a device of {size}",
+        stored=format_size(answer["stored"]),
+        size=format_size(answer["size"]),
+    )
     return f"{size}, {describe(answer['filesystem'])}"
 
 

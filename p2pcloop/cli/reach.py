@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 
 
 def is_only_here(hosts: list[str]) -> bool:
@@ -14,9 +15,10 @@ def is_only_here(hosts: list[str]) -> bool:
 
 def describe_only_here(home: Home) -> str:
     """Text for a user whose node no other machine reaches."""
-    return (
-        "only this machine reaches the node: to serve others, set `listen` in"
-        f" {home.config} (docs/daemon.md), restart it and publish again"
+    return tr(
+        "only this machine reaches the node: to serve others, set `listen` in {config}"
+        " (docs/daemon.md), restart it and publish again",
+        config=home.config,
     )
 
 

@@ -11,6 +11,7 @@ from p2pcloop.cli.options import IMAGE, home_option, json_option
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.guests import names_or_all
 from p2pcloop.client.refs import read_ref, words_of_the_user
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.name import Name
@@ -20,6 +21,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -76,7 +78,9 @@ def command(
     with words_of_the_user():
         asked = read_ref(ref, home)
         if not isinstance(asked, str):
-            raise UsageError(f"{ref} is a file: delete it yourself", hint="give a name or a link")
+            raise UsageError(
+                tr("{ref} is a file: delete it yourself", ref=ref), hint="give a name or a link"
+            )
         name = parse_link(asked).name if is_link(asked) else parse_place(asked).name
     versions = _versions(home, name, at)
     with ensure_daemon(home) as client:
@@ -117,20 +121,23 @@ def _remove_guests(chosen: list[str], home: Home, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"guests": chosen}))
     elif not chosen:
-        click.echo("no guest that has ended is kept here")
+        say("no guest that has ended is kept here")
     else:
         for name in chosen:
-            click.echo(f"the guest {name} is forgotten")
+            say(tr("the guest {name} is forgotten", name=name))
 
 
 def _versions(home: Home, name: Name, at: int | None) -> list[StoredVersion]:
     found = [each for each in list_versions(home) if each.signed.manifest.name == name]
     if not found:
-        raise NotHereError(f"{name} is not here", hint="`p2pcloop images` lists what is")
+        raise NotHereError(
+            tr("{name} is not here", name=name), hint="`p2pcloop images` lists what is"
+        )
     chosen = [each for each in found if at in (None, each.signed.manifest.version)]
     if not chosen:
         raise NotHereError(
-            f"version {at} of {name} is not here", hint="see `p2pcloop images --all`"
+            tr("version {at} of {name} is not here", at=at, name=name),
+            hint="see `p2pcloop images --all`",
         )
     return chosen
 
@@ -145,10 +152,21 @@ def _text(facts: dict[str, Any], files: list[Path]) -> str:
     word = "version" if len(facts["versions"]) == 1 else "versions"
     numbers = ", ".join(map(str, facts["versions"]))
     freed = format_size(facts["freed"])
-    lines = [f"{facts['name']}, {word} {numbers}: removed, {freed} freed"]
-    lines += [f"  {printable(str(path))} is no longer served; the file stays" for path in files]
+    lines = [
+        tr(
+            "{name}, {word} {numbers}: removed, {freed} freed",
+            name=facts["name"],
+            word=word,
+            numbers=numbers,
+            freed=freed,
+        )
+    ]
+    lines += [
+        tr("  {path} is no longer served; the file stays", path=printable(str(path)))
+        for path in files
+    ]
     if facts["known"]:
         lines.append(
-            "  the name stays known: `p2pcloop seed` gives a later version the next number"
+            tr("  the name stays known: `p2pcloop seed` gives a later version the next number")
         )
     return "\n".join(lines)

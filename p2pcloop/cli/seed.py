@@ -15,6 +15,7 @@ from p2pcloop.client.seed import seed_image
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.containers import COMPRESSED
 from p2pcloop.formats.name import check_label, suggest_label
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -61,7 +62,7 @@ def command(
     file = open_image_file(image, home, quiet=options.as_json)
     if file.kind == "overlay":
         raise UsageError(
-            f"{image} is an overlay, not an image",
+            tr("{image} is an overlay, not an image", image=image),
             hint="seed the image below it, and publish the overlay: `p2pcloop publish`",
         )
     check_publishable(file)

@@ -15,9 +15,11 @@ from p2pcloop.client.delta import squash
 from p2pcloop.client.fetch import fetch_all
 from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.refs import resolve_stored
+from p2pcloop.client.terminal import say
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -57,7 +59,7 @@ def command(
     The new layer refers to chunks of the layers between, if most of their blocks still show; other
     blocks are packed anew. The content of the image does not change.
     """
-    target = resolve_stored(ref, home, why_no_file="it has no layers", hint="give @key/label")
+    target = resolve_stored(ref, home, why_no_file=tr("it has no layers"), hint="give @key/label")
     target.check_secret()
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
@@ -92,12 +94,24 @@ def _report(answer: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(answer))
     elif not answer["changed"]:
-        click.echo(f"nothing to join: {answer['name']} has {_layers(answer['layers'])}")
+        say(
+            tr(
+                "nothing to join: {name} has {layers}",
+                name=answer["name"],
+                layers=_layers(answer["layers"]),
+            )
+        )
     else:
-        click.echo(f"serving {answer['name']}, version {answer['version']}")
-        click.echo(f"  {_layers(answer['layers'])}, {format_size(answer['stored'])} packed anew")
+        say(tr("serving {name}, version {version}", name=answer["name"], version=answer["version"]))
+        say(
+            tr(
+                "  {layers}, {stored} packed anew",
+                layers=_layers(answer["layers"]),
+                stored=format_size(answer["stored"]),
+            )
+        )
         report_link(answer)
 
 
 def _layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
+    return "1 layer" if count == 1 else tr("{count} layers", count=count)

@@ -21,10 +21,12 @@ from p2pcloop.cli.node_facts import (
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.cli.reach import describe_only_here, is_only_here
 from p2pcloop.client.control_client import ControlClient
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_duration, format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -55,7 +57,7 @@ def command(home: Home, *, watch: bool, as_json: bool) -> None:
         elif sys.stdout.isatty():
             _watch_on_terminal(home, client)
         else:
-            client.call("watch", lambda _event, node: click.echo(_text(look(home, node)) + "\n"))
+            client.call("watch", lambda _event, node: say(_text(look(home, node)) + "\n"))
 
 
 def _watch_on_terminal(home: Home, client: ControlClient) -> None:
@@ -63,7 +65,7 @@ def _watch_on_terminal(home: Home, client: ControlClient) -> None:
         from p2pcloop.cli.status_screen import watch_status  # noqa: PLC0415  rich takes long
     except ModuleNotFoundError as err:  # a distribution's package only recommends it
         raise NeedsPackageError(
-            f"--watch on a terminal needs {err.name}",
+            tr("--watch on a terminal needs {name}", name=err.name),
             hint="install python3-rich; `p2pcloop status --watch | cat` does without",
         ) from err
     watch_status(home, client)
@@ -72,10 +74,16 @@ def _watch_on_terminal(home: Home, client: ControlClient) -> None:
 def describe_node(node: dict[str, Any]) -> str:
     """The node itself, in one line."""
     listen = ", ".join(node["listen"]) or "nowhere"
-    http = ", ".join(f"http://{address}/" for address in node["http"]["listen"]) or "not over HTTP"
-    return (
-        f"p2pcloopd runs on {node['home']}, process {node['pid']},"
-        f" for {format_duration(node['uptime'])}; peers reach it at {listen}, {http}"
+    http = ", ".join(f"http://{address}/" for address in node["http"]["listen"]) or tr(
+        "not over HTTP"
+    )
+    return tr(
+        "p2pcloopd runs on {home}, process {pid}, for {uptime}; peers reach it at {listen}, {http}",
+        home=node["home"],
+        pid=node["pid"],
+        uptime=format_duration(node["uptime"]),
+        listen=listen,
+        http=http,
     )
 
 
@@ -85,13 +93,17 @@ def _text(node: dict[str, Any]) -> str:
 
 def _lines(node: dict[str, Any]) -> Iterator[str]:
     yield describe_node(node)
-    yield f"received {format_size(node['received'])}, sent {format_size(node['sent'])}"
+    yield tr(
+        "received {received}, sent {sent}",
+        received=format_size(node["received"]),
+        sent=format_size(node["sent"]),
+    )
     yield from node["warnings"]
     if is_only_here([address.rpartition(":")[0] for address in node["listen"]]):
         yield describe_only_here(Home.at(node["home"]))
     for mirror in node["mirrors"]:
-        came = f"{format_size(mirror['received'])} came from it"
-        yield f"mirror {mirror['base']}: {mirror['error'] or came}"
+        came = tr("{received} came from it", received=format_size(mirror["received"]))
+        yield tr("mirror {base}: {error}", base=mirror["base"], error=mirror["error"] or came)
     if node["guests"]:
         yield from ("", "guests:")
     for guest in node["guests"]:
@@ -101,7 +113,7 @@ def _lines(node: dict[str, Any]) -> Iterator[str]:
     for image in node["images"]:
         layers = torrents_of(image, torrents)
         # Only a withdrawal has no layers.
-        told = _traffic(image, layers) if image["torrents"] else "withdrawn by its publisher"
+        told = _traffic(image, layers) if image["torrents"] else tr("withdrawn by its publisher")
         yield from ("", image["name"], f"  {told}")
     yield from _others(node)
 
@@ -109,7 +121,7 @@ def _lines(node: dict[str, Any]) -> Iterator[str]:
 def _others(node: dict[str, Any]) -> Iterator[str]:
     others = other_torrents(node)
     if others:
-        yield from ("", "torrents that are not of the newest version of a name:")
+        yield from ("", tr("torrents that are not of the newest version of a name:"))
     for torrent in others:
         yield f"  {torrent['info_hash'].hex()} ({describe_torrent(torrent)})"
         yield f"    {_traffic(torrent, [torrent])}"
@@ -125,15 +137,26 @@ def _traffic(facts: dict[str, Any], torrents: list[dict[str, Any]]) -> str:
         return format_size(sum(one[field] for one in traffic))
 
     if size:  # rounded down: "100 %" means all of it
-        share = f"{100 * here // size} % of {format_size(size)} here"
+        share = tr("{here} % of {size} here", here=100 * here // size, size=format_size(size))
     else:  # bytes by their exact ranges come before the metadata
-        share = f"{format_size(here)} here" if here else "nothing here yet"
+        share = tr("{here} here", here=format_size(here)) if here else tr("nothing here yet")
     told = [one["reason"] for one in torrents if one.get("reason")]
     if waiting := waiting_of(torrents):
-        told.append(f"waits {format_duration(waiting[0])} for {waiting[1]}")
-    moved = (
-        f"{share}, {peers} peer{'' if peers == 1 else 's'};"
-        f" received {total('payload_received')} ({total('down_rate')}/s),"
-        f" sent {total('payload_sent')} ({total('up_rate')}/s)"
+        told.append(
+            tr(
+                "waits {waiting} for {waiting2}",
+                waiting=format_duration(waiting[0]),
+                waiting2=waiting[1],
+            )
+        )
+    moved = tr(
+        "{share}, {peers} peer{what}; received {total} ({total2}/s), sent {total3} ({total4}/s)",
+        share=share,
+        peers=peers,
+        what="" if peers == 1 else "s",
+        total=total("payload_received"),
+        total2=total("down_rate"),
+        total3=total("payload_sent"),
+        total4=total("up_rate"),
     )
     return "\n  ".join((moved, *told))

@@ -32,6 +32,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.names import ShortNames
 from p2pcloop.text import printable
 from p2pcloop.units import format_duration, format_size
+from p2pcloop.words import tr
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -113,16 +114,18 @@ class _Screen:
         """The screen for the terminal's present size."""
         node = self.node
         if node is None:
-            return Group(Text("asks p2pcloopd …"))
+            return Group(Text(tr("asks p2pcloopd …")))
         room = self._console.height - _HEAD_LINES
         guests = _guest_rows(node["guests"])
         images = self._image_rows(node)
         for_guests = min(len(guests), max(3, room // 2)) if guests else 0
         parts: list[Text | Table] = [*_head(node)]
         if guests:
-            parts += _table(("GUEST", "IMAGE", "UP", "FETCHED", "WAITS FOR"), guests, for_guests)
+            parts += _table(
+                ("GUEST", "IMAGE", "UP", "FETCHED", tr("WAITS FOR")), guests, for_guests
+            )
             room -= for_guests + _TABLE_LINES
-        head = ("IMAGE", "HERE", "OF", "DOWN", "UP", "PEERS", "WAITS FOR")
+        head = ("IMAGE", "HERE", "OF", "DOWN", "UP", "PEERS", tr("WAITS FOR"))
         parts += _table(head, images, max(1, room - _TABLE_LINES))
         return Group(*parts)
 
@@ -146,7 +149,7 @@ def _what(torrent: dict[str, Any]) -> str:
     """Of which image a torrent is, in few characters."""
     if torrent["image"] is None:
         return f"{describe_torrent(torrent)} {torrent['info_hash'].hex()[:8]}"
-    kind = "manifest of " if torrent["kind"] == "manifest" else ""
+    kind = tr("manifest of ") if torrent["kind"] == "manifest" else ""
     return f"{kind}{short_name(torrent['image'])} {torrent['version']}"
 
 
@@ -157,13 +160,23 @@ def _head(node: dict[str, Any]) -> list[Text]:
     listen = ", ".join(node["listen"]) or "nowhere"
     return [
         _line(
-            f"p2pcloopd on {printable(node['home'])}, up {format_duration(node['uptime'])};"
-            f" peers reach it at {listen}",
+            tr(
+                "p2pcloopd on {home}, up {uptime}; peers reach it at {listen}",
+                home=printable(node["home"]),
+                uptime=format_duration(node["uptime"]),
+                listen=listen,
+            ),
             "bold",
         ),
         _line(
-            f"down {format_size(down)}/s, up {format_size(up)}/s; {peers} peers;"
-            f" received {format_size(node['received'])}, sent {format_size(node['sent'])}"
+            tr(
+                "down {down}/s, up {up}/s; {peers} peers; received {received}, sent {sent}",
+                down=format_size(down),
+                up=format_size(up),
+                peers=peers,
+                received=format_size(node["received"]),
+                sent=format_size(node["sent"]),
+            )
         ),
         _line("; ".join(map(printable, node["warnings"])), "yellow"),
     ]
@@ -190,7 +203,7 @@ def _table(head: Sequence[str], rows: Sequence[tuple[Text, ...]], room: int) -> 
     for row in rows[:room]:
         table.add_row(*row)
     more = len(rows) - room
-    return [table, _line(f"… and {more} more" if more > 0 else "", "dim")]
+    return [table, _line(tr("… and {more} more", more=more) if more > 0 else "", "dim")]
 
 
 def _guest_rows(guests: list[dict[str, Any]]) -> list[tuple[Text, ...]]:
@@ -237,7 +250,7 @@ def _row(
     elif reasons:
         told, style = printable(reasons[0]), "red"
     elif withdrawn:
-        told = "withdrawn by its publisher"
+        told = tr("withdrawn by its publisher")
     moves = bool(down or up)
     complete = bool(size) and here >= size
     rank = next(

@@ -7,11 +7,12 @@ import click
 from p2pcloop.cli.options import RUNNING, home_option, json_option
 from p2pcloop.client.guests import SHUTDOWN_SECONDS, GuestProcess, names_or_all
 from p2pcloop.client.progress import waiting_for
-from p2pcloop.client.terminal import warn
+from p2pcloop.client.terminal import say, warn
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.store.guests import list_guests
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -57,14 +58,18 @@ def command(
     if as_json and (orderly or not errors):
         click.echo(to_json({"guests": [{"name": n, "orderly": o} for n, o in orderly.items()]}))
     else:
-        late = f"did not shut down within {seconds} s: it was ended" if seconds else "was ended"
+        late = (
+            tr("did not shut down within {seconds} s: it was ended", seconds=seconds)
+            if seconds
+            else tr("was ended")
+        )
         for name, ended in orderly.items():
-            click.echo(f"{name} {'has shut down' if ended else late}")
+            say(tr("{name} {late}", name=name, late=tr("has shut down") if ended else late))
         if not chosen:
-            click.echo("no guest runs here")
+            say("no guest runs here")
     if errors:
         for other in errors[1:]:
-            warn(f"p2pcloop: {other}")
+            warn(tr("p2pcloop: {other}", other=other))
         errors[0].facts_told = bool(orderly)
         raise errors[0]
 

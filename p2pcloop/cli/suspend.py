@@ -12,11 +12,12 @@ from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.rehearsal import publish_rehearsed
 from p2pcloop.client.suspend import Wish, image_of, suspend
-from p2pcloop.client.terminal import notify
+from p2pcloop.client.terminal import notify, say
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -115,7 +116,7 @@ def _rehearsed(
         try:
             return publish_rehearsed(publisher, state, message, public=options.public, quiet=quiet)
         except P2pcloopError as err:
-            notify(f"it is published without what it needs first: {err}")
+            notify(tr("it is published without what it needs first: {err}", err=err))
             return {}
 
 
@@ -125,11 +126,16 @@ def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
         click.echo(to_json(answer))
         return
     if answer["runs"]:
-        click.echo(f"{answer['guest']} runs on")
+        say(tr("{guest} runs on", guest=answer["guest"]))
     else:
-        click.echo(f"{answer['guest']} is suspended: `p2pcloop resume {answer['guest']}` goes on")
-    details = f"{format_size(answer['stored'])} packed, over {answer['base']}"
+        say(tr("{guest} is suspended: `p2pcloop resume {guest}` goes on", guest=answer["guest"]))
+    details = tr(
+        "{stored} packed, over {base}", stored=format_size(answer["stored"]), base=answer["base"]
+    )
     if answer["rehearsed"] is not None:
-        details += f"; {format_size(answer['rehearsed'])} of that again, which it needs first"
+        details += tr(
+            "; {rehearsed} of that again, which it needs first",
+            rehearsed=format_size(answer["rehearsed"]),
+        )
     report_version(answer, details)
-    click.echo(f"elsewhere it goes on with:\n  p2pcloop resume '{answer['link']}'")
+    say(tr("elsewhere it goes on with:\n  p2pcloop resume '{link}'", link=answer["link"]))

@@ -6,11 +6,13 @@ import click
 
 from p2pcloop.cli.options import IMAGE, at_option, home_option, json_option
 from p2pcloop.cli.pin import stored_image
+from p2pcloop.client.terminal import say
 from p2pcloop.formats.link import is_link
 from p2pcloop.formats.pasted import clean_pasted
 from p2pcloop.store.home import Home
 from p2pcloop.store.pins import load_pins
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -42,6 +44,6 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"name": target.name, "unpinned": unpinned}))
     elif unpinned:
-        click.echo(f"{target.name} is not pinned any more")
+        say(tr("{target} is not pinned any more", target=target.name))
     else:
-        click.echo(f"{target.name} was not pinned")
+        say(tr("{target} was not pinned", target=target.name))

@@ -7,10 +7,12 @@ import click
 from p2pcloop.cli.options import IMAGE, home_option, json_option
 from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.refs import resolve_stored
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import MismatchError
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import name_of_key
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -33,7 +35,7 @@ def command(ref: str, message: str, home: Home, *, as_json: bool) -> None:
     back: users who have the image keep it, and the link of an old version works as long as any node
     serves that version. You may publish a later version again.
     """
-    why, hint = "it has no name", "give the name under which it was published"
+    why, hint = tr("it has no name"), tr("give the name under which it was published")
     target = resolve_stored(ref, home, withdrawn=True, why_no_file=why, hint=hint)
     with target.client:
         name = target.signed.manifest.name
@@ -43,12 +45,22 @@ def command(ref: str, message: str, home: Home, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(answer))
     elif not answer["changed"]:
-        click.echo(f"{answer['name']} is withdrawn already, since version {answer['version']}")
+        say(
+            tr(
+                "{name} is withdrawn already, since version {version}",
+                name=answer["name"],
+                version=answer["version"],
+            )
+        )
     else:
-        click.echo(
-            f"{answer['name']} is withdrawn, as version {answer['version']}\n"
-            "  its data is served to users of an older link until `p2pcloop rm --published`;\n"
-            "  mirrors on web servers learn of it when `p2pcloop mirror` writes them again"
+        say(
+            tr(
+                "{name} is withdrawn, as version {version}\n  its data is served to users of an"
+                " older link until `p2pcloop rm --published`;\n  mirrors on web servers learn of"
+                " it when `p2pcloop mirror` writes them again",
+                name=answer["name"],
+                version=answer["version"],
+            )
         )
 
 

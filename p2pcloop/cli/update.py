@@ -15,6 +15,7 @@ from p2pcloop.formats.manifest import open_manifest
 from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -38,7 +39,9 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
         asked = read_ref(ref, home)
     if not isinstance(asked, str):
         inspect_file(asked, raw=True)  # is it there?
-        raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
+        raise UsageError(
+            tr("{ref} is a file: it has no versions", ref=ref), hint="give a link or @key/label"
+        )
     problems: list[str] = []
     found = False
 
@@ -71,10 +74,14 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
 def _text(facts: dict[str, Any], *, found: bool) -> str:
     name, version, before = facts["name"], facts["version"], facts["before"]
     if before == version:
-        why = "no newer one was found" if found else "no source could tell its newest one"
-        return f"{name} stays at version {version}: {why}"
-    what = f"{name} is at version {version}"
+        why = tr("no newer one was found") if found else tr("no source could tell its newest one")
+        return tr("{name} stays at version {version}: {why}", name=name, version=version, why=why)
+    what = tr("{name} is at version {version}", name=name, version=version)
     if facts["withdrawn"]:
-        what = f"{name} was withdrawn by its publisher, as version {version}"
-    what += f" (it was at {before})" if before else ""
+        what = tr(
+            "{name} was withdrawn by its publisher, as version {version}",
+            name=name,
+            version=version,
+        )
+    what += tr(" (it was at {before})", before=before) if before else ""
     return what + (f": {facts['message']}" if facts["message"] else "")

@@ -19,6 +19,7 @@ from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -49,7 +50,11 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     click.echo(to_json(facts) if as_json else text)
     if facts.get("bad"):
         raise CorruptError(
-            f"{facts['bad']} of {facts['pieces']} pieces were damaged and dropped",
+            tr(
+                "{bad} of {pieces} pieces were damaged and dropped",
+                bad=facts["bad"],
+                pieces=facts["pieces"],
+            ),
             hint="they are fetched again when they are needed, or now with `p2pcloop fetch`",
         )
 
@@ -62,8 +67,14 @@ def _verify_stored(ref: StoredRef, *, quiet: bool) -> tuple[dict[str, Any], str]
         pieces += answer["pieces"]
         bad += len(answer["bad"])
     facts = {"name": ref.name, "stored": ref.stored, "checked": checked}
-    text = f"checked what is here, {format_size(checked)} of {format_size(ref.stored)}"
-    return facts | {"pieces": pieces, "bad": bad}, f"{text}: {bad} bad pieces"
+    text = tr(
+        "checked what is here, {checked} of {stored}",
+        checked=format_size(checked),
+        stored=format_size(ref.stored),
+    )
+    return facts | {"pieces": pieces, "bad": bad}, tr(
+        "{text}: {bad} bad pieces", text=text, bad=bad
+    )
 
 
 def _verify_file(file: ImageFile, *, quiet: bool) -> tuple[dict[str, Any], str]:
@@ -75,14 +86,18 @@ def _verify_file(file: ImageFile, *, quiet: bool) -> tuple[dict[str, Any], str]:
         ):
             info = overlay.info()
         changed, zeroed = info.data_blocks * BLOCK_SIZE, info.zero_blocks * BLOCK_SIZE
-        text = f"its tables are whole: {format_size(changed)} changed, {format_size(zeroed)} zeroed"
+        text = tr(
+            "its tables are whole: {changed} changed, {zeroed} zeroed",
+            changed=format_size(changed),
+            zeroed=format_size(zeroed),
+        )
         return facts | {"changed": changed, "zeroed": zeroed}, text
     with progress_bar("verifying", quiet=quiet) as progress:
         progress(0, device_size(file))
         make_index(file, progress)
-    text = f"{format_size(file.size)} read"
+    text = tr("{size} read", size=format_size(file.size))
     if any(part.kind == "cloop" for part in file.parts):
-        text += " and decoded: every block is whole"
+        text += tr(" and decoded: every block is whole")
     else:
-        text += "; a raw image has no hashes to compare with"
+        text += tr("; a raw image has no hashes to compare with")
     return facts | {"checked": file.size}, text

@@ -28,6 +28,7 @@ from p2pcloop.protocol.control import (
 )
 from p2pcloop.store.home import Home
 from p2pcloop.store.socket_path import socket_address
+from p2pcloop.words import tr
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 _RECEIVE_SIZE = 1 << 18
@@ -77,8 +78,11 @@ class ControlClient:
             return cls.connect_to(home.control_socket)
         except NotRunningError as err:
             raise NotRunningError(
-                f"no p2pcloopd runs on {home.root}",
-                hint=f"start one with `p2pcloop daemon start --home {shlex.quote(str(home.root))}`",
+                tr("no p2pcloopd runs on {root}", root=home.root),
+                hint=tr(
+                    "start one with `p2pcloop daemon start --home {root}`",
+                    root=shlex.quote(str(home.root)),
+                ),
             ) from err
 
     @classmethod
@@ -97,10 +101,10 @@ class ControlClient:
             client.pid = client.call("hello", version=CONTROL_VERSION, software=__version__)["pid"]
         except (FileNotFoundError, ConnectionRefusedError) as err:
             connection.close()
-            raise NotRunningError(f"nothing serves {path}") from err
+            raise NotRunningError(tr("nothing serves {path}", path=path)) from err
         except OSError as err:
             connection.close()
-            raise DaemonError(f"cannot connect to {path}: {err}") from err
+            raise DaemonError(tr("cannot connect to {path}: {err}", path=path, err=err)) from err
         except BaseException:
             connection.close()
             raise
@@ -176,6 +180,6 @@ def _naming_loss(op: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, RemoteControlError) as err:
         raise DaemonError(
-            f"lost p2pcloopd during `{op}`: {str(err) or 'it went away'}",
+            tr("lost p2pcloopd during `{op}`: {err}", op=op, err=str(err) or tr("it went away")),
             hint="daemon.log in the node's home says why",
         ) from err

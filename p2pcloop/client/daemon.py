@@ -19,6 +19,7 @@ from p2pcloop.errors import BusyError, DaemonError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, RemoteControlError
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import lease_holders
+from p2pcloop.words import tr
 
 STOP_SECONDS = 60
 MAX_LOG = 8 << 20
@@ -80,8 +81,11 @@ def ensure_daemon(
         pass
     if warn is None:
         notify(
-            f"starting p2pcloopd on {home.root} (log: {home.log.name});"
-            " it seeds until `p2pcloop daemon stop`"
+            tr(
+                "starting p2pcloopd on {root} (log: {log}); it seeds until `p2pcloop daemon stop`",
+                root=home.root,
+                log=home.log.name,
+            )
         )
     with home.starting():
         for attempt in range(_ATTEMPTS):
@@ -98,12 +102,13 @@ def ensure_daemon(
                 # moment ago. It is no child of ours, so there is no event to wait for.
                 time.sleep(_PAUSE)
     raise BusyError(
-        f"the p2pcloopd on {home.root} neither serves nor ends", hint=f"{home.log} may say why"
+        tr("the p2pcloopd on {root} neither serves nor ends", root=home.root),
+        hint=tr("{log} may say why", log=home.log),
     )
 
 
 def _warn(text: str) -> None:
-    warn(f"p2pcloop: {text}")
+    warn(tr("p2pcloop: {text}", text=text))
 
 
 def start_daemon(
@@ -148,8 +153,11 @@ def start_daemon(
             raise error
     _, status = os.waitpid(pid, 0)
     raise DaemonError(
-        f"p2pcloopd ended while it started (status {os.waitstatus_to_exitcode(status)})",
-        hint=f"{home.log} may say why",
+        tr(
+            "p2pcloopd ended while it started (status {status})",
+            status=os.waitstatus_to_exitcode(status),
+        ),
+        hint=tr("{log} may say why", log=home.log),
     )
 
 
@@ -162,7 +170,10 @@ def check_unused(home: Home) -> None:
     holders = lease_holders(home)
     if holders:
         raise BusyError(
-            f"they read from this node and would wait until it runs again: {'; '.join(holders)}",
+            tr(
+                "they read from this node and would wait until it runs again: {holders}",
+                holders="; ".join(holders),
+            ),
             hint="end them first, or give --force",
         )
 
@@ -192,8 +203,12 @@ def stop_daemon(home: Home) -> bool:
             has_ended = waiting.poll(STOP_SECONDS * 1000)
         if not has_ended:
             raise DaemonError(
-                f"p2pcloopd (process {pid}) did not stop within {STOP_SECONDS} s",
-                hint=f"see {home.log}; its state survives `kill -9 {pid}`",
+                tr(
+                    "p2pcloopd (process {pid}) did not stop within {stop_seconds} s",
+                    pid=pid,
+                    stop_seconds=STOP_SECONDS,
+                ),
+                hint=tr("see {log}; its state survives `kill -9 {pid}`", log=home.log, pid=pid),
             )
     finally:
         os.close(process)
@@ -214,7 +229,7 @@ def open_log(path: Path) -> Iterator[int]:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         log = os.open(path, flags, 0o600)
     except OSError as err:
-        raise storage_error(f"cannot write {path}", err) from err
+        raise storage_error(tr("cannot write {path}", path=path), err) from err
     try:
         yield log
     finally:

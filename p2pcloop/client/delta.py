@@ -40,6 +40,7 @@ from p2pcloop.making.targets import DeviceTarget, upper_stretches
 from p2pcloop.store.have import is_whole
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ def _write(
         with (begin_layer(staging) / "pack").open("wb") as file:
             return pack(file, progress)
     except OSError as err:
-        raise storage_error(f"cannot write in {staging}", err) from err
+        raise storage_error(tr("cannot write in {staging}", staging=staging), err) from err
 
 
 class _Others:
@@ -294,7 +295,11 @@ def check_runs(image: MergedImage, more: int) -> None:
     runs = more + sum(layer.header.run_count for layer in image.layers)
     if runs > MAX_RUNS:
         raise UsageError(
-            f"the maps of the image would have {runs} runs in all, over the limit of {MAX_RUNS}",
+            tr(
+                "the maps of the image would have {runs} runs in all, over the limit of {max_runs}",
+                runs=runs,
+                max_runs=MAX_RUNS,
+            ),
             hint="join its layers first: `p2pcloop squash`",
         )
 

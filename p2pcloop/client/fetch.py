@@ -8,6 +8,7 @@ from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.refs import report_waiting
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.formats.manifest import LayerRef
+from p2pcloop.words import tr
 
 
 def fetch_all(ref: StoredRef, *, quiet: bool) -> None:
@@ -21,7 +22,11 @@ def fetch_all(ref: StoredRef, *, quiet: bool) -> None:
             def on_event(event: str, fields: dict[str, int], done: int = fetched) -> None:
                 if event == "progress":
                     peers = fields["peers"]
-                    show(done + fields["have"], total, f"{peers} peer{'' if peers == 1 else 's'}")
+                    show(
+                        done + fields["have"],
+                        total,
+                        tr("{peers} peer{what}", peers=peers, what="" if peers == 1 else "s"),
+                    )
                 report_waiting(event, fields)
 
             ref.client.call("fetch", on_event, torrent=layer.torrent)

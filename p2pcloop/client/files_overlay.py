@@ -17,6 +17,7 @@ from p2pcloop.image.merged import MergedImage
 from p2pcloop.making.opened import ALIGNMENT
 from p2pcloop.making.targets import JoinedTarget, files_target
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 
 
 def open_files_target(
@@ -35,7 +36,7 @@ def open_files_target(
     held = stack.enter_context(Overlay.open(path, image_id=None, read_only=True, mode="files"))
     if held.info().image_id != opened.image.image_id:
         raise MismatchError(
-            f"{path} was made on another image than {opened.ref.name}",
+            tr("{path} was made on another image than {ref}", path=path, ref=opened.ref.name),
             hint="name the one that it was made on with --base",
         )
     copy = _settled(path, home)
@@ -55,7 +56,11 @@ def joined_boot(base: Manifest, overlay_size: int) -> BootParameters:
     roots = base.boot.roots or (Root(0, base.disk_size),)
     if len(roots) == MAX_ROOTS:
         raise UsageError(
-            f"{base.name} is of {MAX_ROOTS} file systems one over the other, and takes no more",
+            tr(
+                "{base} is of {max_roots} file systems one over the other, and takes no more",
+                base=base.name,
+                max_roots=MAX_ROOTS,
+            ),
             hint="move your overlay onto an earlier version (`p2pcloop rebase`), then publish it",
         )
     changes = Root(_start(base.disk_size), overlay_size, changes=True)
@@ -74,5 +79,11 @@ def _settled(overlay: Path, home: Home) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().removeprefix("p2pcloop: ")
-        raise GuestError(f"the file system in {overlay} cannot be looked at: {said}")
+        raise GuestError(
+            tr(
+                "the file system in {overlay} cannot be looked at: {said}",
+                overlay=overlay,
+                said=said,
+            )
+        )
     return Path(done.stdout.removesuffix("\n"))

@@ -14,6 +14,7 @@ from p2pcloop.store.guest_record import GuestRecord
 from p2pcloop.store.guests import GuestFolder, find_guest, process_start
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 SHUTDOWN_SECONDS = 60
 """A guest that has not shut down by then is ended by the process that runs it."""
@@ -83,7 +84,11 @@ class GuestProcess:
             self.signal(signal.SIGKILL)
             if not self.wait(_END_SECONDS):
                 raise GuestError(
-                    f"the guest {self.name} (process {self.record.pid}) does not end",
+                    tr(
+                        "the guest {name} (process {pid}) does not end",
+                        name=self.name,
+                        pid=self.record.pid,
+                    ),
                     hint="it may be stuck in the host's kernel: look at its disk",
                 )
         return False
@@ -129,14 +134,14 @@ def describe_display(folder: GuestFolder, display: Mapping[str, Any]) -> list[st
     """
     address = printable(str(display.get("address")))
     if display.get("kind") == "window":
-        return [f"display: a window on {address}"]
+        return [tr("display: a window on {address}", address=address)]
     if link := display.get("link"):
-        return [f"display: open {printable(str(link))}"]
+        return [tr("display: open {link}", link=printable(str(link)))]
     file = printable(shlex.quote(str(folder.vnc_password_path)))
     password = printable(str(display.get("password")))
     return [
-        f"display: vncviewer -passwd {file} {address}",
-        f"display: its password, for other viewers: {password}",
+        tr("display: vncviewer -passwd {file} {address}", file=file, address=address),
+        tr("display: its password, for other viewers: {password}", password=password),
     ]
 
 
@@ -151,12 +156,13 @@ def names_or_all(names: Sequence[str], every: Sequence[str] | None) -> list[str]
         UsageError: there are names as well as `--all`, or neither.
     """
     if (every is None) != bool(names):
-        told = "give names of guests, or --all, not both" if names else "which guests?"
+        told = tr("give names of guests, or --all, not both") if names else tr("which guests?")
         raise UsageError(told, hint="`p2pcloop ps --all` lists them; --all means all of them")
     return list(dict.fromkeys(names if every is None else every))
 
 
 def _ended(name: str) -> GuestError:
     return GuestError(
-        f"the guest {name} does not run", hint=f"`p2pcloop logs {name}` shows what it printed"
+        tr("the guest {name} does not run", name=name),
+        hint=tr("`p2pcloop logs {name}` shows what it printed", name=name),
     )

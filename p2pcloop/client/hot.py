@@ -30,6 +30,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import ancestors, fit_profile
 from p2pcloop.store.sources import remember_source
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ class HotMaker:
                 with (begin_layer(staging) / "pack").open("wb") as file:
                     return pack_hot(_target(opened), found, file, progress, seal=seal)
             except OSError as err:
-                raise storage_error(f"cannot write in {staging}", err) from err
+                raise storage_error(tr("cannot write in {staging}", staging=staging), err) from err
 
 
 def _target(opened: Opened) -> DeviceTarget:

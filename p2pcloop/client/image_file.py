@@ -15,6 +15,7 @@ from p2pcloop.making.local import inspect_copy, inspect_file, unchanged
 from p2pcloop.making.pack import read_start
 from p2pcloop.making.unpack import unpack, unpack_nested
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 
 _MAX_DEPTH = 3
 """How many containers may lie in each other: a compressed disk image is two."""
@@ -40,7 +41,12 @@ def open_image_file(path: Path, home: Home, *, quiet: bool = False) -> ImageFile
     while file.kind in CONTAINERS or (not raw and _is_nested(file)):
         if len(file.packed) == _MAX_DEPTH:
             raise UsageError(
-                f"{path} has more than {_MAX_DEPTH} containers in each other", hint="unpack it"
+                tr(
+                    "{path} has more than {max_depth} containers in each other",
+                    path=path,
+                    max_depth=_MAX_DEPTH,
+                ),
+                hint="unpack it",
             )
         copy = _unpack(file, home, raw=raw, quiet=quiet)
         if copy is None:
@@ -59,7 +65,7 @@ def check_publishable(file: ImageFile) -> None:
     """
     if file.doubt:
         raise UsageError(
-            f"{file.name} may be no disk image: {file.doubt}",
+            tr("{file} may be no disk image: {doubt}", file=file.name, doubt=file.doubt),
             hint="--raw publishes it as a device all the same",
         )
 
@@ -83,7 +89,12 @@ def _unpack(file: ImageFile, home: Home, *, raw: bool, quiet: bool) -> Path | No
         where = file.inside[0].extents
         if len(where) > 1:
             raise UsageError(
-                f"{file.inside[0].name} on {file.name} lies in {len(where)} places",
+                tr(
+                    "{name} on {file} lies in {where_count} places",
+                    name=file.inside[0].name,
+                    file=file.name,
+                    where_count=len(where),
+                ),
                 hint="mount it, and seed the file system that is in it",
             )
         found = unpack_nested(file.path, where.start, out, progress, name=file.name)

@@ -24,6 +24,7 @@ from p2pcloop.image.zeros import files_device
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 _BUFFER = 1 << 20
 
@@ -55,8 +56,12 @@ def describe_root(start: bytes, name: str) -> dict[str, Any]:
         if codec is not None and 4096 <= block_size <= 1 << 20:
             return {"type": kind, "codec": codec, "block_size": block_size}
     raise UsageError(
-        f"changed files over {name} ({describe(kind)}) are not written as one root: only those"
-        " over iso9660 and squashfs are",
+        tr(
+            "changed files over {name} ({kind}) are not written as one root: only those"
+            " over iso9660 and squashfs are",
+            name=name,
+            kind=describe(kind),
+        ),
         hint="`p2pcloop publish` passes them on, and an overlay of blocks can be exported",
     )
 

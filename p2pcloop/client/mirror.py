@@ -31,6 +31,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.in_place import hold_served
 from p2pcloop.store.mirror import MirrorDirectory, web_seed
 from p2pcloop.store.records import Records
+from p2pcloop.words import tr
 
 _MAX_HISTORY = 4096
 """How many manifests of older versions are written too; `log` shows them."""
@@ -70,8 +71,11 @@ def write_mirror(
         mirror.write(RecordPath(manifest.name), record.data)
     else:
         notify(
-            f"no signed record of this version of {ref.name} is known here: the mirror can be used"
-            " by link only, not by name"
+            tr(
+                "no signed record of this version of {ref} is known here: the mirror can be"
+                " used by link only, not by name",
+                ref=ref.name,
+            )
         )
     return link, written
 
@@ -135,7 +139,7 @@ def _fetch_verified(ref: StoredRef, layers: list[LayerRef], *, quiet: bool) -> N
         if not any(verify_layer(ref, layer, quiet=quiet)["bad"] for layer in layers):
             return
     raise CorruptError(
-        f"pieces of {ref.name} are wrong on this disk again after they were fetched",
+        tr("pieces of {ref} are wrong on this disk again after they were fetched", ref=ref.name),
         hint="check the disk",
     )
 
@@ -152,7 +156,7 @@ def _write_metainfo(
     try:
         info = extract_info(source.read_bytes(), layer.torrent)
     except OSError as err:
-        raise storage_error(f"cannot read {source}", err) from err
+        raise storage_error(tr("cannot read {source}", source=source), err) from err
     mirror.write(path, build_metainfo(info, [web_seed(url) for url in urls]))
 
 

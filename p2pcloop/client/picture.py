@@ -24,6 +24,7 @@ from p2pcloop.picture.chunk_map import ChunkMap, make_map
 from p2pcloop.picture.known import look_at_torrents, own_torrents, unknown
 from p2pcloop.picture.layout import Layout, lay_out
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 
 _KEPT = 4
 """Layouts that are kept: some megabytes each."""
@@ -130,7 +131,8 @@ def _fetched(ref: str, home: Home, at: int) -> MergedImage:
 
 def _refuse(ref: str) -> NoReturn:
     raise NotHereError(
-        f"the block map of {ref} is not here yet", hint="boot it or fetch it: that brings its map"
+        tr("the block map of {ref} is not here yet", ref=ref),
+        hint="boot it or fetch it: that brings its map",
     )
 
 

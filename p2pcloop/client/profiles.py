@@ -29,6 +29,7 @@ from p2pcloop.making.local import open_local
 from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import ancestors, load_profile, look_up_profile
+from p2pcloop.words import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Subject:
         found = self._look_up(home)
         if found is None:
             raise NotHereError(
-                f"no profile of {self.what} is known here",
+                tr("no profile of {what} is known here", what=self.what),
                 hint="boot it once, which records one, or attach one: `p2pcloop profile attach`",
             )
         return found
@@ -163,7 +164,8 @@ def read_profile(path: Path) -> tuple[bytes, Profile]:
     data = _read_start(path)
     if not is_profile(data):
         raise FormatError(
-            f"{path} is not a profile", hint="one is written by `p2pcloop profile export`"
+            tr("{path} is not a profile", path=path),
+            hint="one is written by `p2pcloop profile export`",
         )
     return data, open_profile(data)
 
@@ -182,12 +184,12 @@ def _read_start(path: Path) -> bytes:
     try:
         if not path.is_file():
             if path.exists():
-                raise UsageError(f"{path} is not a file: a regular one is needed")
-            raise NotHereError(f"there is no file {path}")
+                raise UsageError(tr("{path} is not a file: a regular one is needed", path=path))
+            raise NotHereError(tr("there is no file {path}", path=path))
         with path.open("rb") as file:
             return file.read(MAX_PROFILE_SIZE + 1)
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(tr("cannot read {path}", path=path), err) from err
 
 
 def _kept(profile: Profile) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from p2pcloop.client.invocation import is_quiet, prints_json
 from p2pcloop.client.terminal import draw_line, leave_line
 from p2pcloop.units import format_duration, format_size
+from p2pcloop.words import tr
 
 DELAY_SECONDS = 1.0
 
@@ -66,7 +67,7 @@ class Pace:
         if rate is None:
             return ""
         if not rate:
-            return f"nothing for {self._clock() - self._marks[0][0]:.0f} s"
+            return tr("nothing for {clock:.0f} s", clock=self._clock() - self._marks[0][0])
         left = f", {format_duration(math.ceil((total - done) / rate))} left" if done < total else ""
         return f"{format_size(rate)}/s{left}"
 
@@ -232,7 +233,7 @@ class Wait:
         now = self._clock()
         self._next = now + _SECOND
         self._is_drawn = True
-        text = f"waiting for {self._what}, {now - self._begun:.0f} s"
+        text = tr("waiting for {what}, {now:.0f} s", what=self._what, now=now - self._begun)
         if _bars:
             _bars[-1].wait(text)
         else:

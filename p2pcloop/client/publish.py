@@ -28,13 +28,14 @@ from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home
 from p2pcloop.store.sources import remember_source
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 
 def check_overlay(path: Path) -> None:
     """Refuse an overlay that cannot be published, before anything is started for it."""
     info = Overlay.inspect(path)
     if info.in_use:
-        raise BusyError(f"{path} is in use", hint="shut its guest down first")
+        raise BusyError(tr("{path} is in use", path=path), hint="shut its guest down first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def find_base(file: ImageFile, base: str | None, publisher: Publisher) -> Stored
         return resolve_stored(
             base,
             publisher.home,
-            why_no_file="others cannot have it from this node",
+            why_no_file=tr("others cannot have it from this node"),
             hint="seed it first, and give its name",
         )
     if file.kind != "overlay":

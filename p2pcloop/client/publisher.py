@@ -42,6 +42,7 @@ from p2pcloop.store.profiles import find_profile
 from p2pcloop.store.removed import is_removed
 from p2pcloop.store.sources import known_source
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,11 @@ class Publisher:
             newest = newest_of(client, name)
             if newest is None and not first and was_imported(home.keys, key_name or DEFAULT_KEY):
                 raise UsageError(
-                    f"the key of {name} was imported, and what it signed under that name elsewhere"
-                    " is not known here: two versions of one number would be signed",
+                    tr(
+                        "the key of {name} was imported, and what it signed under that name"
+                        " elsewhere is not known here: two versions of one number would be signed",
+                        name=name,
+                    ),
                     hint="`p2pcloop update LINK` with the link of its newest version; or"
                     " --first-version, where nothing was published under that name",
                 )
@@ -184,8 +188,8 @@ class Publisher:
         known = None if self.newest is None else self.newest.signed.manifest.key_check
         if known is not None and (secret is None or key_check(secret) != known):
             raise UsageError(
-                f"{self.name} is private, and this would be "
-                + ("for all readers" if secret is None else "under another key"),
+                tr("{name} is private, and this would be ", name=self.name)
+                + (tr("for all readers") if secret is None else tr("under another key")),
                 hint="its older versions could not be read any more: choose another --name",
             )
 
@@ -207,16 +211,31 @@ class Publisher:
         assert self.newest is not None, "asked for only where there is one"
         newest = self.newest.signed.manifest
         known = known_source(self.home, self.name)
-        made = "was not made of this file here" if known is None else f"was made of {known}"
+        made = (
+            tr("was not made of this file here")
+            if known is None
+            else tr("was made of {known}", known=known)
+        )
         if newest.withdrawn:  # it has no layer to compare with
             raise UsageError(
-                f"{self.name} is withdrawn, by version {newest.version}; before it {made}",
+                tr(
+                    "{name} is withdrawn, by version {version}; before it {made}",
+                    name=self.name,
+                    version=newest.version,
+                    made=made,
+                ),
                 hint="give --name OTHER, or --as-new-version to publish it under this name again",
             )
         if size == newest.size and layer_id in (None, newest.layers[0].layer_id):
             return
         raise UsageError(
-            f"{self.name}, version {newest.version}, {made}, and {path} holds another image",
+            tr(
+                "{name}, version {version}, {made}, and {path} holds another image",
+                name=self.name,
+                version=newest.version,
+                made=made,
+                path=path,
+            ),
             hint="give --name OTHER, or --as-new-version if it is the next version of that image",
         )
 
@@ -233,14 +252,17 @@ class Publisher:
         manifest = ref.signed.manifest
         if self.name != manifest.name:
             raise MismatchError(
-                f"{manifest.name} is not signed by this key",
-                hint=f"choose the key with --key; {hint}",
+                tr("{manifest} is not signed by this key", manifest=manifest.name),
+                hint=tr("choose the key with --key; {hint}", hint=hint),
             )
         if self.newest is not None and self.newest.signed.id != ref.signed.id:
             raise UsageError(
-                f"it is version {manifest.version}, and there is version"
-                f" {self.newest.signed.manifest.version}",
-                hint=f"give the name: {manifest.name}",
+                tr(
+                    "it is version {version}, and there is version {version2}",
+                    version=manifest.version,
+                    version2=self.newest.signed.manifest.version,
+                ),
+                hint=tr("give the name: {manifest}", manifest=manifest.name),
             )
 
     def has(self, content: Content) -> bool:
@@ -278,7 +300,7 @@ class Publisher:
         self.check_secret(secret)
         if len(content.layers) > MAX_LAYERS:
             raise UsageError(
-                f"an image has at most {MAX_LAYERS} layers",
+                tr("an image has at most {max_layers} layers", max_layers=MAX_LAYERS),
                 hint="join them first: `p2pcloop squash`",
             )
         check_headers(content.layers if secret is None else content.layers + content.sources)
@@ -315,7 +337,9 @@ class Publisher:
             P2pcloopError: p2pcloopd could not serve it.
         """
         if self.newest is None:
-            raise NotHereError(f"{self.name} was never published, as far as is known here")
+            raise NotHereError(
+                tr("{name} was never published, as far as is known here", name=self.name)
+            )
         before = self.newest.signed.manifest
         changed = not before.withdrawn
         signed = self.newest.signed
@@ -390,7 +414,7 @@ def choose_secret(base: StoredRef | None, publisher: Publisher, *, private: bool
         if ref is not None and ref.signed.manifest.private:
             ref.check_secret()
             if not private:
-                notify(f"it is private, as {ref.name} is")
+                notify(tr("it is private, as {ref} is", ref=ref.name))
             return ref.secret
     return new_secret() if private else None
 
@@ -460,7 +484,7 @@ def reference(ref: StoredRef) -> ManifestRef:
 
 
 def _tell_waiting(name: Name) -> None:
-    notify(f"waiting for another command that publishes {name}")
+    notify(tr("waiting for another command that publishes {name}", name=name))
 
 
 def newest_of(client: ControlClient, name: Name) -> StoredRef | None:

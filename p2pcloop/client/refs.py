@@ -34,6 +34,7 @@ from p2pcloop.formats.pasted import clean_pasted
 from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 
 if TYPE_CHECKING:
     from p2pcloop.formats.manifest import Manifest
@@ -79,7 +80,9 @@ def resolve_ref(
         asked = read_ref(ref, home)
     if isinstance(asked, Path):
         if at:
-            raise UsageError(f"{ref} is a file: it has no versions", hint="leave out --at")
+            raise UsageError(
+                tr("{ref} is a file: it has no versions", ref=ref), hint="leave out --at"
+            )
         from p2pcloop.client.image_file import open_image_file  # noqa: PLC0415  see above
         from p2pcloop.making.local import inspect_file  # noqa: PLC0415
 
@@ -111,8 +114,12 @@ def _find_late(asked: str, home: Home, at: int) -> StoredRef | None:
         found = find_whole(asked, home, at)
         if found is not None:
             notify(
-                f"p2pcloopd starts on {home.root} once the guest is up (log: {home.log.name});"
-                " it seeds until `p2pcloop daemon stop`"
+                tr(
+                    "p2pcloopd starts on {root} once the guest is up (log: {log}); it seeds until"
+                    " `p2pcloop daemon stop`",
+                    root=home.root,
+                    log=home.log.name,
+                )
             )
         return found
     return None
@@ -149,7 +156,9 @@ def resolve_stored(
     """
     target = resolve_ref(ref, home, at=at, withdrawn=withdrawn, unpack=False)
     if not isinstance(target, StoredRef):
-        raise UsageError(f"{ref} is a file: {why_no_file}", hint=hint)
+        raise UsageError(
+            tr("{ref} is a file: {why_no_file}", ref=ref, why_no_file=why_no_file), hint=hint
+        )
     return target
 
 
@@ -180,7 +189,7 @@ def read_ref(ref: str, home: Home) -> Path | str:
         place = parse_place(ref)
         if not Path(place.base).is_dir():
             raise NotHereError(
-                f"{place.base} is not a directory that is here",
+                tr("{base} is not a directory that is here", base=place.base),
                 hint="the URL of a mirror begins with https:// or http://",
             )
         return f"{Path(place.base).absolute()}/{place.name}"
@@ -198,13 +207,14 @@ def _file_or_label(ref: str, path: Path, home: Home) -> Path | str:
     except OSError as err:
         if err.errno == errno.ENAMETOOLONG:
             raise NotHereError(
-                f"there is no file {ref[:60]}…: a name has 255 bytes at most", hint=_FORMS_HINT
+                tr("there is no file {ref}…: a name has 255 bytes at most", ref=ref[:60]),
+                hint=_FORMS_HINT,
             ) from err
         raise
     if short is not None and is_file:
         raise UsageError(
-            f"{ref} is a file here, and a short name of {short}",
-            hint=f"write ./{ref} for the file, or the name itself",
+            tr("{ref} is a file here, and a short name of {short}", ref=ref, short=short),
+            hint=tr("write ./{ref} for the file, or the name itself", ref=ref),
         )
     if is_file:
         _tell_image(ref, home)
@@ -222,23 +232,34 @@ def _tell_image(ref: str, home: Home) -> None:
     with suppress(UsageError):  # several images have that label
         own = own_name(ref, home)
         if own is not None:
-            notify(f"{ref} is a file here, and is taken; your image is {short_key(own)}")
+            notify(
+                tr(
+                    "{ref} is a file here, and is taken; your image is {own}",
+                    ref=ref,
+                    own=short_key(own),
+                )
+            )
 
 
 def _check_words(pasted: str, path: Path) -> None:
     """Refuse links and names that documents have shortened with `…`, and URLs of no mirror."""
     if (is_link(pasted) or pasted.startswith("@")) and "…" in pasted:
         raise UsageError(
-            f"{pasted} is shortened: `…` stands for what was left out",
+            tr("{pasted} is shortened: `…` stands for what was left out", pasted=pasted),
             hint="give all of it; of a key its first characters do, as in @kbth/debian",
         )
     scheme, _, rest = pasted.partition("://")
     if not rest or is_url(pasted) or not _SCHEME.fullmatch(scheme) or path.exists():
         return
-    hint = "an image on the web is written https://HOST/DIR/@<key>/<label>, or as a link magnet:?…"
+    hint = tr(
+        "an image on the web is written https://HOST/DIR/@<key>/<label>, or as a link magnet:?…"
+    )
     if scheme.lower() == "file":
-        hint = f"give the path: {rest}"
-    raise UsageError(f"{pasted}: p2pcloop does not read {scheme}:// URLs", hint=hint)
+        hint = tr("give the path: {rest}", rest=rest)
+    raise UsageError(
+        tr("{pasted}: p2pcloop does not read {scheme}:// URLs", pasted=pasted, scheme=scheme),
+        hint=hint,
+    )
 
 
 def _not_here(ref: str, home: Home) -> NotHereError:
@@ -246,16 +267,16 @@ def _not_here(ref: str, home: Home) -> NotHereError:
     from p2pcloop.store.known_names import known_names, short_key  # noqa: PLC0415  see above
 
     if not is_label(ref):
-        return NotHereError(f"there is no file {ref}", hint=_FORMS_HINT)
+        return NotHereError(tr("there is no file {ref}", ref=ref), hint=_FORMS_HINT)
     others = [short_key(name) for name in known_names(home) if name.label == ref]
     if others:
         return NotHereError(
-            f"there is no file {ref}, and you have published no image as {ref}",
-            hint=f"another publisher has: write {' or '.join(others)}",
+            tr("there is no file {ref}, and you have published no image as {ref}", ref=ref),
+            hint=tr("another publisher has: write {others}", others=" or ".join(others)),
         )
     return NotHereError(
-        f"there is no file {ref}, and no image of that name is known here",
-        hint=f"`p2pcloop images` lists what is known; {_FORMS_HINT}",
+        tr("there is no file {ref}, and no image of that name is known here", ref=ref),
+        hint=tr("`p2pcloop images` lists what is known; {forms_hint}", forms_hint=_FORMS_HINT),
     )
 
 
@@ -271,9 +292,13 @@ def made_on(overlay: Path, home: Home) -> StoredRef:
     info = Overlay.inspect(overlay)
     manifest = None if info.manifest_id is None else _known_manifest(info.manifest_id, home)
     if manifest is None:
-        what = f"a version of {info.name} that is" if info.name else "an image that is"
+        what = (
+            tr("a version of {info} that is", info=info.name)
+            if info.name
+            else tr("an image that is")
+        )
         raise NotHereError(
-            f"{overlay} was made on {what} not known here",
+            tr("{overlay} was made on {what} not known here", overlay=overlay, what=what),
             hint="name it with --base: a link, or @key/label",
         )
     known = resolve_ref(str(manifest.name), home, at=manifest.version)
@@ -315,8 +340,12 @@ def tell_state(target: ImageFile | StoredRef, what: str) -> None:
     """
     if isinstance(target, StoredRef) and target.signed.manifest.machine is not None:
         notify(
-            f"p2pcloop: {target.name} is a state of a guest that ran; its disk {what}."
-            " `p2pcloop resume` goes on where the guest stopped"
+            tr(
+                "p2pcloop: {target} is a state of a guest that ran; its disk {what}. `p2pcloop"
+                " resume` goes on where the guest stopped",
+                target=target.name,
+                what=what,
+            )
         )
 
 

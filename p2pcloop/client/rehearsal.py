@@ -26,6 +26,7 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import GuestError
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 TIMES = 2
 """Rehearsals of a state. What is touched depends on time, too: the second one adds a twentieth."""
@@ -117,7 +118,9 @@ def rehearse(name: str, version: int, home: Home) -> None:
         if not _wait_for_rest(process.stdout):
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(_GONE_SECONDS)
-                raise GuestError(f"it does not go on here ({code}): {_end_of(said)}")
+                raise GuestError(
+                    tr("it does not go on here ({code}): {said}", code=code, said=_end_of(said))
+                )
 
 
 def _wait_for_rest(output: IO[bytes]) -> bool:
@@ -154,4 +157,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _end_of(said: IO[bytes]) -> str:
     said.seek(0)
-    return printable(said.read()[-_MAX_SAID:].decode(errors="replace").strip()) or "it said nothing"
+    return printable(said.read()[-_MAX_SAID:].decode(errors="replace").strip()) or tr(
+        "it said nothing"
+    )

@@ -16,6 +16,7 @@ from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import unchanged
 from p2pcloop.making.pack import device_roots, device_size, odd_length, read_start, write_layer
 from p2pcloop.store.sources import remember_source
+from p2pcloop.words import tr
 
 
 def seed_image(
@@ -61,7 +62,7 @@ def seed_content(
     if other:
         publisher.check_same(device_size(file), None, file.source)  # before all of it is read
     for note in file.notes:
-        notify(f"{file.name}: {note}")
+        notify(tr("{file}: {note}", file=file.name, note=note))
     with unchanged(file), publisher.home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
             progress(0, device_size(file))

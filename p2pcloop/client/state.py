@@ -22,6 +22,7 @@ from p2pcloop.making.changes import Target
 from p2pcloop.making.encoding import WHOLE
 from p2pcloop.making.state import Memory, MemoryTarget, state_target
 from p2pcloop.making.targets import overlay_target
+from p2pcloop.words import tr
 
 _SEARCH_FROM = 1 << 10
 """Changed blocks from which on the layers below are searched for equal ones: to read them takes a
@@ -66,9 +67,16 @@ def check_suspendable(image: StoredRef) -> None:
     """
     if len(image.signed.manifest.layers) >= MAX_LAYERS:
         raise UsageError(
-            f"{image.name} has {MAX_LAYERS} layers, and a state of its guest would have one more",
-            hint=f"end the guest, join the layers (`p2pcloop squash {image.name}`), and boot or"
-            " resume what comes out",
+            tr(
+                "{image} has {max_layers} layers, and a state of its guest would have one more",
+                image=image.name,
+                max_layers=MAX_LAYERS,
+            ),
+            hint=tr(
+                "end the guest, join the layers (`p2pcloop squash {image}`), and boot or resume"
+                " what comes out",
+                image=image.name,
+            ),
         )
 
 
@@ -114,8 +122,13 @@ def make_state(
     content = replace(made.content, boot=boot, profile=b"", length=0, machine=guest.machine)
     if len(content.layers) > MANY_LAYERS:
         notify(
-            f"it has {len(content.layers)} layers, of at most {MAX_LAYERS}: `p2pcloop squash"
-            f" {publisher.name}` joins them, before it is resumed"
+            tr(
+                "it has {layers_count} layers, of at most {max_layers}: `p2pcloop squash"
+                " {publisher}` joins them, before it is resumed",
+                layers_count=len(content.layers),
+                max_layers=MAX_LAYERS,
+                publisher=publisher.name,
+            )
         )
     answer = publisher.release(
         content, message=message, parent=reference(base), public=public, secret=secret
@@ -133,16 +146,28 @@ def _check(guest: Suspended, base: StoredRef, secret: bytes | None) -> None:
     """Refuse what is no state of this guest."""
     manifest, below = guest.image.signed.manifest, base.signed.manifest
     if below.private and secret != base.secret:
-        raise UsageError(f"{base.name} is private, and this would be under another key, or none")
+        raise UsageError(
+            tr("{base} is private, and this would be under another key, or none", base=base.name)
+        )
     if manifest.disk_length != guest.machine.disk_length:
         raise UsageError(
-            f"the guest's disk has {guest.machine.disk_length} bytes, and that of"
-            f" {guest.image.name} has {manifest.disk_length}"
+            tr(
+                "the guest's disk has {disk_length} bytes, and that of {image} has {disk_length2}",
+                disk_length=guest.machine.disk_length,
+                image=guest.image.name,
+                disk_length2=manifest.disk_length,
+            )
         )
     if not guest.memory.is_whole and (manifest.machine is None or guest.over is not None):
         raise UsageError("only some of the guest's memory is known, and not over what it lies")
     if below.layers[: len(manifest.layers)] != manifest.layers:
-        raise UsageError(f"{base.name} does not lie on the layers of {guest.image.name}")
+        raise UsageError(
+            tr(
+                "{base} does not lie on the layers of {image}",
+                base=base.name,
+                image=guest.image.name,
+            )
+        )
 
 
 def _target(
@@ -160,8 +185,11 @@ def _open_overlay(guest: Suspended, image: MergedImage, stack: ExitStack) -> Ove
         return guest.overlay
     if Overlay.inspect(guest.overlay).mode != "block":
         raise UsageError(
-            f"{guest.overlay} holds changed files on a disk of its own: a guest with two disks"
-            " cannot be suspended",
+            tr(
+                "{overlay} holds changed files on a disk of its own: a guest with two disks"
+                " cannot be suspended",
+                overlay=guest.overlay,
+            ),
             hint="boot it without --overlay: then its changes are in its memory",
         )
     overlay = Overlay.open(guest.overlay, image_id=image.image_id, read_only=True)

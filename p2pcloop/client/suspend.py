@@ -22,6 +22,7 @@ from p2pcloop.store.guest_record import GuestRecord
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,12 @@ def image_of(record: GuestRecord, home: Home) -> StoredRef:
     """
     if record.version is None:
         raise UsageError(
-            f"the guest {record.name} runs from the file {printable(record.image)}, which others"
-            " cannot have from this node",
+            tr(
+                "the guest {record} runs from the file {image}, which others cannot have from"
+                " this node",
+                record=record.name,
+                image=printable(record.image),
+            ),
             hint="`p2pcloop seed` it, boot it by its name, and suspend that guest",
         )
     return resolve_stored(
@@ -141,8 +146,8 @@ class _Suspend:
         except DaemonError as err:
             if isinstance(err.__cause__, OSError | EOFError) and not self._made:
                 raise GuestError(
-                    f"the guest {self._folder.name} ended while it was suspended",
-                    hint=f"`p2pcloop logs {self._folder.name}` may tell more",
+                    tr("the guest {folder} ended while it was suspended", folder=self._folder.name),
+                    hint=tr("`p2pcloop logs {folder}` may tell more", folder=self._folder.name),
                 ) from err
             raise
 
@@ -159,8 +164,11 @@ class _Suspend:
             return ControlClient.connect_to(self._folder.socket_path)
         except NotRunningError as err:
             raise GuestError(
-                f"the guest {self._folder.name} takes no commands: it is one of `run`, it ends, or"
-                " its home is on a file system without sockets",
+                tr(
+                    "the guest {folder} takes no commands: it is one of `run`, it ends, or its home"
+                    " is on a file system without sockets",
+                    folder=self._folder.name,
+                ),
                 hint="only guests of `p2pcloop boot` and `resume` do",
             ) from err
 
@@ -183,7 +191,7 @@ def _opened(
         except FileNotFoundError as err:
             raise NotHereError("the guest ended while it was suspended") from err
         except OSError as err:
-            raise storage_error(f"cannot read {err.filename}", err) from err
+            raise storage_error(tr("cannot read {path}", path=err.filename), err) from err
         stack.callback(os.close, memory)
         file = _MemoryFile(memory, machine.memory.size, is_whole=fields["whole"])
         over = _earlier(newest, image, machine) if file.is_whole else None

@@ -14,6 +14,7 @@ import click
 from p2pcloop.client.invocation import is_quiet
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.text import printable, to_json, without_secrets
+from p2pcloop.words import tr, translated
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -23,6 +24,11 @@ _ERASE = "\r\033[K"
 
 _drawn: list[str] = []
 """The line on the terminal that shows progress and is not ended, if there is one."""
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Write a text for people, in their language, to the standard output."""
+    click.echo(translated(text), err=err)
 
 
 def notify(text: str) -> None:
@@ -35,7 +41,7 @@ def warn(text: str) -> None:
     """Write a line that the user should see to stderr; it is lost where that takes no more (a full
     disk). It takes the place of a line that shows progress."""
     try:
-        click.echo(f"{line_start()}{text}", err=True)
+        click.echo(f"{line_start()}{translated(text)}", err=True)
     except OSError:
         _to_null(2)
 
@@ -134,7 +140,7 @@ def _name_output() -> None:
     old = sys.stdout
     if old is sys.__stdout__ and isinstance(old, io.TextIOWrapper):  # else a test's
         sys.stdout = io.TextIOWrapper(
-            io.BufferedWriter(_Named(1, "the standard output")),
+            io.BufferedWriter(_Named(1, tr("the standard output"))),
             encoding=old.encoding,
             line_buffering=old.line_buffering,
         )
@@ -177,9 +183,9 @@ def report_error(err: P2pcloopError, *, as_json: bool = False) -> int:
         known = (each for each in type(err).__mro__ if each.__module__ == P2pcloopError.__module__)
         _tell_json(next(known).__name__, str(err), err.hint, err.exit_code)
     # A message may hold words of strangers: names of files, of a guest or a server.
-    told = f"p2pcloop: {printable(str(err))}"
+    told = f"p2pcloop: {printable(translated(err.message))}"
     if err.hint:
-        told += f"\n  hint: {printable(err.hint)}"
+        told += f"\n  {translated(tr('hint'))}: {printable(translated(err.hint))}"
     try:
         click.echo(told, err=True)
     except OSError:  # the exit code still tells
@@ -231,8 +237,8 @@ def ask_passphrase(what: str) -> str:
     given = os.environ.get(VARIABLE)
     if given is not None:
         return given
-    _check_terminal(f"{what} is protected by a passphrase")
-    return str(click.prompt(f"passphrase of {what}", hide_input=True, err=True))
+    _check_terminal(tr("{what} is protected by a passphrase", what=what))
+    return str(click.prompt(tr("passphrase of {what}", what=what), hide_input=True, err=True))
 
 
 def choose_passphrase(what: str) -> str:
@@ -243,8 +249,8 @@ def choose_passphrase(what: str) -> str:
     """
     given = os.environ.get(VARIABLE)
     if given is None:
-        _check_terminal("a passphrase is wanted")
-        question = f"new passphrase of {what}"
+        _check_terminal(tr("a passphrase is wanted"))
+        question = tr("new passphrase of {what}", what=what)
         given = str(
             click.prompt(
                 question,
@@ -270,17 +276,23 @@ def ask_trust(what: str) -> Trust:
         what: a clause that says what it is.
     """
     click.echo(
-        f"{what}: a machine that goes on here with all that runs in it, in a sandbox"
-        " (docs/security.md)",
+        tr(
+            "{what}: a machine that goes on here with all that runs in it, in a sandbox"
+            " (docs/security.md)",
+            what=what,
+        ),
         err=True,
     )
     choice = click.Choice(get_args(Trust))
-    answer: Trust = click.prompt("Trust its key, and go on?", type=choice, default="no", err=True)
+    answer: Trust = click.prompt(
+        tr("Trust its key, and go on?"), type=choice, default="no", err=True
+    )
     return answer
 
 
 def _check_terminal(why: str) -> None:
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{why}, and there is no terminal to ask at", hint=f"set {VARIABLE} for this command"
+            tr("{why}, and there is no terminal to ask at", why=why),
+            hint=tr("set {variable} for this command", variable=VARIABLE),
         )

@@ -11,6 +11,7 @@ from p2pcloop.formats.name import Name, format_key
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import our_keys
 from p2pcloop.store.trust import TrustedKeys
+from p2pcloop.words import tr
 
 
 def check_trust(name: Name, home: Home, given: Collection[bytes] = ()) -> None:
@@ -29,11 +30,13 @@ def check_trust(name: Name, home: Home, given: Collection[bytes] = ()) -> None:
     key = f"@{format_key(name.key)}"
     if not sys.stdin.isatty() or not sys.stderr.isatty():
         raise UsageError(
-            f"{name} is a state of another user: it runs only if you trust its key",
-            hint=f"`--trust {key}` this time, or `p2pcloop key trust {key}` from now on",
+            tr("{name} is a state of another user: it runs only if you trust its key", name=name),
+            hint=tr(
+                "`--trust {key}` this time, or `p2pcloop key trust {key}` from now on", key=key
+            ),
         )
-    match ask_trust(f"{name} is a state of another user"):
+    match ask_trust(tr("{name} is a state of another user", name=name)):
         case "no":
-            raise UsageError(f"{name} was not resumed: its key is not trusted")
+            raise UsageError(tr("{name} was not resumed: its key is not trusted", name=name))
         case "always":
             TrustedKeys(home).add(name.key)

@@ -26,6 +26,7 @@ from operator import add, le, ne
 from p2pcloop.errors import FormatError
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
+from p2pcloop.words import tr
 
 ZERO_CHUNK = 0xFFFFFFFF
 MAX_COUNT = 0xFFFFFFFF
@@ -116,7 +117,9 @@ def unpack_runs(data: bytes, *, blocks: int, chunks: int) -> LayerMap:
         FormatError: runs that overlap, are not in order, or point outside device or chunk table.
     """
     if len(data) % RUN.size:
-        raise FormatError(f"a map of {len(data)} bytes is not a whole number of runs")
+        raise FormatError(
+            tr("a map of {data_count} bytes is not a whole number of runs", data_count=len(data))
+        )
     layer_map = LayerMap(_words(data))
     starts, counts, ends = layer_map.starts, layer_map.counts, layer_map.ends
     in_order = all(map(le, ends, islice(starts, 1, None)))

@@ -8,6 +8,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.packing import Fields
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 
 MAX_ROOTS = 16
 MAX_ROOT_TYPE = 32
@@ -99,7 +100,12 @@ def _check_roots(roots: tuple[Root, ...], size: int) -> None:
     end = 0
     for root in sorted(roots, key=lambda root: root.offset):
         if root.offset % BLOCK_SIZE or root.size % BLOCK_SIZE:
-            raise FormatError(f"a root of the manifest is not made of blocks of {BLOCK_SIZE} bytes")
+            raise FormatError(
+                tr(
+                    "a root of the manifest is not made of blocks of {block_size} bytes",
+                    block_size=BLOCK_SIZE,
+                )
+            )
         if root.offset < end or root.end > size:
             raise FormatError("the manifest's roots overlap or lie outside the device")
         end = root.end

@@ -16,6 +16,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
+from p2pcloop.words import tr
 
 ENTRY = struct.Struct("<QIHBB32s")
 """offset in the pack, stored length, blocks, codec, source, SHA-256 of the content."""
@@ -152,18 +153,38 @@ def _check_entries(data: bytes, pack_lengths: Sequence[int], codecs: Container[i
     for offset, length, blocks, codec, source, _ in ENTRY.iter_unpack(data):
         if codec not in codecs:
             raise FormatError(
-                f"a chunk is stored with codec {codec}, which an index of this version cannot have"
+                tr(
+                    "a chunk is stored with codec {codec}, which an index of this version cannot"
+                    " have",
+                    codec=codec,
+                )
             )
         if not 1 <= blocks <= MAX_BLOCKS_PER_CHUNK or not 1 <= length <= MAX_STORED_SIZE:
-            raise FormatError(f"a chunk claims {blocks} blocks in {length} bytes, over the limits")
+            raise FormatError(
+                tr(
+                    "a chunk claims {blocks} blocks in {length} bytes, over the limits",
+                    blocks=blocks,
+                    length=length,
+                )
+            )
         if codec in CHAINED:
             if source:
                 raise FormatError("a chunk of a chain lies in another layer than its chain")
             if length > max_chained_length(blocks * BLOCK_SIZE):
-                raise FormatError(f"a chunk of a chain claims {blocks} blocks in {length} bytes")
+                raise FormatError(
+                    tr(
+                        "a chunk of a chain claims {blocks} blocks in {length} bytes",
+                        blocks=blocks,
+                        length=length,
+                    )
+                )
         if source >= len(pack_lengths):
             raise FormatError(
-                f"a chunk lies in source {source} of a layer that has {len(pack_lengths) - 1}"
+                tr(
+                    "a chunk lies in source {source} of a layer that has {pack_lengths_count}",
+                    source=source,
+                    pack_lengths_count=len(pack_lengths) - 1,
+                )
             )
         if offset + length > pack_lengths[source]:
             raise FormatError("a chunk lies outside its pack")

@@ -16,6 +16,7 @@ from p2pcloop.formats.cloop_entries import AGAIN
 from p2pcloop.formats.cloop_index import HEADER_SIZE, is_cloop, read_cloop_header, read_exactly
 from p2pcloop.formats.codec import decode
 from p2pcloop.formats.extents import Extents
+from p2pcloop.words import tr
 
 __all__ = ["HEADER_SIZE", "CloopFile", "is_cloop", "open_cloop"]
 
@@ -36,9 +37,11 @@ class CloopFile:
             self._extents = extents or Extents([(0, os.lseek(fd, 0, os.SEEK_END))])
             self.index = read_cloop_header(self._pread, self._extents.size)
         except FormatError as err:
-            raise FormatError(f"{path}: {err}", hint=err.hint or AGAIN) from err
+            raise FormatError(
+                tr("{path}: {err}", path=path, err=err), hint=err.hint or AGAIN
+            ) from err
         except OSError as err:
-            raise storage_error(f"cannot read {path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=path), err) from err
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +87,9 @@ class CloopFile:
             raise self._damaged(block, err) from err
 
     def _damaged(self, block: int, err: FormatError) -> FormatError:
-        return FormatError(f"{self.path}: block {block}: {err}", hint=AGAIN)
+        return FormatError(
+            tr("{path}: block {block}: {err}", path=self.path, block=block, err=err), hint=AGAIN
+        )
 
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes of the device from `offset` on, all inside the device.
@@ -108,7 +113,7 @@ class CloopFile:
         try:
             return self._extents.pread(self._fd, length, offset)
         except OSError as err:
-            raise storage_error(f"cannot read {self.path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=self.path), err) from err
 
 
 def open_cloop(path: Path, extents: Extents | None = None, name: Path | None = None) -> CloopFile:
@@ -128,9 +133,9 @@ def open_cloop(path: Path, extents: Extents | None = None, name: Path | None = N
         # O_NONBLOCK: to open a FIFO must not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as err:
-        raise NotHereError(f"{path}: no such file") from err
+        raise NotHereError(tr("{path}: no such file", path=path)) from err
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(tr("cannot read {path}", path=path), err) from err
     try:
         return CloopFile(name or path, fd, extents)
     except BaseException:

@@ -14,6 +14,7 @@ from typing import Final
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.chunk_table import MAX_STORED_SIZE, Codec
+from p2pcloop.words import tr
 
 COMPRESSORS: Final = (Codec.ZLIB, Codec.NONE, Codec.XZ, Codec.LZ4, Codec.LZO)
 """By their number in the upper 4 bits of V4.0's offsets (CLOOP_COMPRESSOR_* of cloop.h)."""
@@ -71,8 +72,13 @@ def _check_compressors(entries: array[int]) -> None:
     flags = (entry >> FLAGS_SHIFT for entry in entries)
     block, number = next((i, n) for i, n in enumerate(flags) if n >= len(COMPRESSORS))
     raise FormatError(
-        f"block {block} of the cloop is of compressor {number}, and V4.0 has 0 to "
-        f"{len(COMPRESSORS) - 1}",
+        tr(
+            "block {block} of the cloop is of compressor {number}, and V4.0 has 0 to"
+            " {compressors_count}",
+            block=block,
+            number=number,
+            compressors_count=len(COMPRESSORS) - 1,
+        ),
         hint=AGAIN,
     )
 
@@ -119,4 +125,4 @@ def _check_plain_blocks(entries: array[int], lengths: array[int], size: int) -> 
 
 
 def _damaged(what: str) -> FormatError:
-    return FormatError(f"the cloop's index is damaged: {what}", hint=AGAIN)
+    return FormatError(tr("the cloop's index is damaged: {what}", what=what), hint=AGAIN)

@@ -26,6 +26,7 @@ from p2pcloop.formats.cloop_entries import (
 )
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import MAX_CHUNK_SIZE, MAX_IMAGE_SIZE, SECTOR_SIZE
+from p2pcloop.words import tr
 
 PREAMBLE_SIZE = 128
 HEADER_SIZE = PREAMBLE_SIZE + 8
@@ -145,7 +146,9 @@ def read_cloop_header(read: Read, file_size: int) -> CloopIndex:
         FormatError: it is not a cloop, of another version, cut off or damaged.
     """
     if file_size < HEADER_SIZE + 8:
-        raise FormatError(f"a file of {file_size} bytes is too short to be a cloop")
+        raise FormatError(
+            tr("a file of {file_size} bytes is too short to be a cloop", file_size=file_size)
+        )
     first = read_exactly(read, 0, HEADER_SIZE)
     last = read_exactly(read, file_size - HEADER_SIZE, HEADER_SIZE)
     version, head, header_last = _find_header(first, last)
@@ -167,9 +170,13 @@ def _find_header(first: bytes, last: bytes) -> tuple[_Version, bytes, bool]:
     if at_end and (version := _VERSIONS.get(at_end[1])) and version.may_be_last:
         return version, last, True
     if named := at_start or at_end:
-        where = "" if at_start else " with its header at the end"
+        where = "" if at_start else tr(" with its header at the end")
         raise FormatError(
-            f"cloop {named[1].decode()}{where} is not read, only V0.68, V1.0, V2.0 and V4.0 are",
+            tr(
+                "cloop {named}{where} is not read, only V0.68, V1.0, V2.0 and V4.0 are",
+                named=named[1].decode(),
+                where=where,
+            ),
             hint="unpack it with the tools that made it, and seed the raw image",
         )
     if _UNVERSIONED.match(first):
@@ -181,13 +188,24 @@ def _check_header(head: bytes) -> CloopHeader:
     block_size, block_count = _SIZES.unpack_from(head, PREAMBLE_SIZE)
     if not SECTOR_SIZE <= block_size <= MAX_BLOCK_SIZE or block_size % SECTOR_SIZE:
         raise FormatError(
-            f"the cloop's block size is {block_size}, not a multiple of {SECTOR_SIZE} "
-            f"up to {MAX_BLOCK_SIZE}"
+            tr(
+                "the cloop's block size is {block_size}, not a multiple of {sector_size} up to"
+                " {max_block_size}",
+                block_size=block_size,
+                sector_size=SECTOR_SIZE,
+                max_block_size=MAX_BLOCK_SIZE,
+            )
         )
     if block_count == 0:
         raise FormatError("the cloop holds no blocks: it was made from an empty image")
     if block_count > MAX_BLOCK_COUNT:
-        raise FormatError(f"the cloop has {block_count} blocks, more than {MAX_BLOCK_COUNT}")
+        raise FormatError(
+            tr(
+                "the cloop has {block_count} blocks, more than {max_block_count}",
+                block_count=block_count,
+                max_block_count=MAX_BLOCK_COUNT,
+            )
+        )
     return CloopHeader(block_size, block_count)
 
 
@@ -198,7 +216,9 @@ def _read_first(read: Read, file_size: int, version: _Version, count: int) -> ar
     if offset & _mask(version) != start:
         raise FormatError("the cloop's first block does not begin where its index ends")
     if file_size <= start:
-        raise FormatError(f"the cloop is cut off in its index, after {file_size} bytes")
+        raise FormatError(
+            tr("the cloop is cut off in its index, after {file_size} bytes", file_size=file_size)
+        )
     return _to_array(version, read_exactly(read, HEADER_SIZE, start - HEADER_SIZE))
 
 
@@ -207,7 +227,9 @@ def _read_last(read: Read, file_size: int, version: _Version, count: int) -> arr
     size = version.entry_size * (count + 1)
     start = file_size - HEADER_SIZE - size
     if start <= 0:
-        raise FormatError(f"the cloop is cut off: {file_size} bytes do not hold its index")
+        raise FormatError(
+            tr("the cloop is cut off: {file_size} bytes do not hold its index", file_size=file_size)
+        )
     entries = _to_array(version, read_exactly(read, start, size))
     if entries[-1] & _mask(version) != start:
         raise FormatError("the cloop's last block does not end where its index begins", hint=AGAIN)
@@ -230,7 +252,11 @@ def _check_end(read: Read, end: int, file_size: int) -> None:
     """Check that the last block ends the file, but for FreeBSD's padding to 512 with zeros."""
     if end > file_size:
         raise FormatError(
-            f"the cloop is cut off: it has {file_size} of {end} bytes",
+            tr(
+                "the cloop is cut off: it has {file_size} of {end} bytes",
+                file_size=file_size,
+                end=end,
+            ),
             hint=AGAIN,
         )
     padding = file_size - end
@@ -238,8 +264,12 @@ def _check_end(read: Read, end: int, file_size: int) -> None:
         return
     if file_size % _PADDING or padding >= _PADDING or any(read_exactly(read, end, padding)):
         raise FormatError(
-            f"{padding} bytes that are no padding follow the cloop's last block",
-            hint=f"if they were appended to a sound file, `truncate -s {end}` removes them",
+            tr(
+                "{padding} bytes that are no padding follow the cloop's last block", padding=padding
+            ),
+            hint=tr(
+                "if they were appended to a sound file, `truncate -s {end}` removes them", end=end
+            ),
         )
 
 
@@ -264,5 +294,7 @@ def read_exactly(read: Read, offset: int, length: int) -> bytes:
     """
     data = read(offset, length)
     if len(data) != length:
-        raise FormatError(f"the file ends inside the {length} bytes at {offset}")
+        raise FormatError(
+            tr("the file ends inside the {length} bytes at {offset}", length=length, offset=offset)
+        )
     return data

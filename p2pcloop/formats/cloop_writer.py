@@ -42,6 +42,7 @@ from p2pcloop.formats.cloop_index import (
 from p2pcloop.frozen import dataclass
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import SECTOR_SIZE, format_size
+from p2pcloop.words import tr
 
 VERSIONS = (2, 4)
 
@@ -92,14 +93,25 @@ class CloopForm:
             NeedsPackageError: LZO without its library.
         """
         if self.version not in VERSIONS:
-            raise UsageError(f"cloop V{self.version}.0 is not written, only V2.0 and V4.0 are")
+            raise UsageError(
+                tr(
+                    "cloop V{version}.0 is not written, only V2.0 and V4.0 are",
+                    version=self.version,
+                )
+            )
         if self.codec not in (CODECS if self.version > VERSIONS[0] else CODECS[:1]):
             raise UsageError(
-                f"cloop V{self.version}.0 has no {self.codec.name.lower()}",
+                tr(
+                    "cloop V{version}.0 has no {lower}",
+                    version=self.version,
+                    lower=self.codec.name.lower(),
+                ),
                 hint="take V4.0, with zlib, xz, lz4 or lzo",
             )
         if not 0 <= self.level <= zlib.Z_BEST_COMPRESSION:
-            raise UsageError(f"a compression level of {self.level} is not from 0 to 9")
+            raise UsageError(
+                tr("a compression level of {level} is not from 0 to 9", level=self.level)
+            )
         if self.version == VERSIONS[0]:
             return zlib_compressor(self.level)
         return smallest_compressor(self.codec, self.level)
@@ -113,15 +125,25 @@ class CloopForm:
         """
         block_size = self.block_size
         if not SECTOR_SIZE <= block_size <= MAX_BLOCK_SIZE or block_size % SECTOR_SIZE:
-            raise UsageError(f"a block size of {block_size} is not a multiple of 512 up to 1 MiB")
+            raise UsageError(
+                tr(
+                    "a block size of {block_size} is not a multiple of 512 up to 1 MiB",
+                    block_size=block_size,
+                )
+            )
         if size <= 0:
             raise FormatError("the image is empty: there is nothing to compress")
         header = CloopHeader(block_size, -(-size // block_size))
         if header.block_count > MAX_BLOCK_COUNT:
             limit = format_size(MAX_BLOCK_COUNT * block_size)
             raise FormatError(
-                f"an image of {format_size(size)} is over the limit of {limit} "
-                f"for blocks of {block_size} bytes",
+                tr(
+                    "an image of {size} is over the limit of {limit} for blocks of {block_size}"
+                    " bytes",
+                    size=format_size(size),
+                    limit=limit,
+                    block_size=block_size,
+                ),
                 hint="take a larger block size, up to 1 MiB",
             )
         return header
@@ -174,13 +196,13 @@ def write_cloop(
     """
     image, header = _Image(source, size, form, find), form.header(size)
     start = HEADER_SIZE + 8 * (header.block_count + 1)
-    with _storage_errors("cannot write the cloop"):
+    with _storage_errors(tr("cannot write the cloop")):
         dest.seek(0)
         dest.truncate()
         dest.seek(start)
     with closing(image.compressed(workers)) as blocks:
         index = _write_blocks(blocks, dest, start, _report(progress, size, form))
-    with _storage_errors("cannot write the cloop"):
+    with _storage_errors(tr("cannot write the cloop")):
         dest.seek(0)
         dest.write(_pack_header(form, header) + index)
     return header
@@ -205,21 +227,24 @@ def stream_cloop(
         dest: need not be seekable.
     """
     if form.version == VERSIONS[0]:
-        with _storage_errors("cannot write a temporary file"), tempfile.TemporaryFile() as spool:
+        with (
+            _storage_errors(tr("cannot write a temporary file")),
+            tempfile.TemporaryFile() as spool,
+        ):
             header = write_cloop(
                 source, size, spool, form, find=find, workers=workers, progress=progress
             )
             spool.seek(0)
-            with _storage_errors("cannot write the cloop"):
+            with _storage_errors(tr("cannot write the cloop")):
                 shutil.copyfileobj(spool, dest, 1 << 20)
         return header
     image, header = _Image(source, size, form, find), form.header(size)
-    with _storage_errors("cannot write the cloop"):
+    with _storage_errors(tr("cannot write the cloop")):
         dest.write(_STREAM_START)
     start = len(_STREAM_START)
     with closing(image.compressed(workers)) as blocks:
         index = _write_blocks(blocks, dest, start, _report(progress, size, form))
-    with _storage_errors("cannot write the cloop"):
+    with _storage_errors(tr("cannot write the cloop")):
         dest.write(index + _pack_header(form, header))
     return header
 
@@ -277,11 +302,15 @@ class _Image:
         wanted = min(self._form.block_size, self._size - offset)
         block = b""
         while len(block) < wanted:
-            with _storage_errors("cannot read the image"):
+            with _storage_errors(tr("cannot read the image")):
                 part = self._source.read(wanted - len(block))
             if not part:
                 raise FormatError(
-                    f"the image ends after {offset + len(block)} of {self._size} bytes"
+                    tr(
+                        "the image ends after {offset} of {size} bytes",
+                        offset=offset + len(block),
+                        size=self._size,
+                    )
                 )
             block += part
         return block.ljust(self._form.block_size, b"\0")
@@ -297,7 +326,7 @@ def _write_blocks(
     flags = {codec: number << FLAGS_SHIFT for number, codec in enumerate(COMPRESSORS)}
     entries = array("Q")
     for codec, stored in blocks:
-        with _storage_errors("cannot write the cloop"):
+        with _storage_errors(tr("cannot write the cloop")):
             dest.write(stored)
         entries.append(flags[codec] | start)
         start += len(stored)

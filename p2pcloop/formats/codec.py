@@ -16,6 +16,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.chunk_table import CHAINED, Codec
 from p2pcloop.formats.lzo import decode_lzo
 from p2pcloop.formats.zlib_stream import check_stream, decode_block
+from p2pcloop.words import tr
 
 _XZ_MEMORY = 66 << 20
 """Memory that a file of `xz -9` asks for: a dictionary of 64 MiB, and a little. Only as many bytes
@@ -47,7 +48,13 @@ def decode(codec: Codec, stored: bytes, size: int) -> bytes:
     if codec in CHAINED:
         raise FormatError("a chunk of a chain is decoded after those before it, and not alone")
     if len(stored) > size:
-        raise FormatError(f"a chunk of {size} bytes is stored plainly in {len(stored)}")
+        raise FormatError(
+            tr(
+                "a chunk of {size} bytes is stored plainly in {stored_count}",
+                size=size,
+                stored_count=len(stored),
+            )
+        )
     return stored.ljust(size, b"\0")
 
 
@@ -60,10 +67,12 @@ def decode_zstd(stored: bytes, size: int) -> bytes:
     try:
         # The library allocates the size that the frame claims, despite any limit: check it first.
         if zstandard.frame_content_size(stored) != size:
-            raise FormatError(f"a zstd frame does not state the {size} bytes that it should hold")
+            raise FormatError(
+                tr("a zstd frame does not state the {size} bytes that it should hold", size=size)
+            )
         return _decompressors.zstd.decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as err:
-        raise FormatError(f"zstd data does not decompress: {err}") from err
+        raise FormatError(tr("zstd data does not decompress: {err}", err=err)) from err
 
 
 def decode_xz(stored: bytes, size: int) -> bytes:
@@ -77,8 +86,8 @@ def decode_xz(stored: bytes, size: int) -> bytes:
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
         content = stream.decompress(stored, size + 1)
     except lzma.LZMAError as err:
-        raise FormatError(f"an xz stream is damaged: {err}") from err
-    check_stream(stream, content, size, "an xz stream")
+        raise FormatError(tr("an xz stream is damaged: {err}", err=err)) from err
+    check_stream(stream, content, size, tr("an xz stream"))
     return content
 
 
@@ -91,9 +100,17 @@ def decode_lz4(stored: bytes, size: int) -> bytes:
     try:
         content: bytes = lz4.block.decompress(stored, uncompressed_size=size)
     except lz4.block.LZ4BlockError as err:
-        raise FormatError(f"an LZ4 block is damaged or longer than {size} bytes") from err
+        raise FormatError(
+            tr("an LZ4 block is damaged or longer than {size} bytes", size=size)
+        ) from err
     if len(content) != size:
-        raise FormatError(f"an LZ4 block holds {len(content)} bytes, not {size}")
+        raise FormatError(
+            tr(
+                "an LZ4 block holds {content_count} bytes, not {size}",
+                content_count=len(content),
+                size=size,
+            )
+        )
     return content
 
 

@@ -42,10 +42,11 @@ from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.link import parse_mirror, parse_peer, parse_tracker
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import parse_size
+from p2pcloop.words import tr
 
 MACHINE_CONFIG = Path("/etc/p2pcloop/config.toml")
 
-_HINT = "`p2pcloop config show` lists what may be set"
+_HINT = tr("`p2pcloop config show` lists what may be set")
 
 MAX_RATE = (1 << 31) - 1
 MAX_LISTEN = 16
@@ -179,9 +180,9 @@ def read_text(file: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as err:
-        raise storage_error(f"cannot read {file}", err) from err
+        raise storage_error(tr("cannot read {path}", path=file), err) from err
     except UnicodeDecodeError as err:
-        raise UsageError(f"{file}: {err}", hint="it must be UTF-8") from err
+        raise UsageError(tr("{file}: {err}", file=file, err=err), hint="it must be UTF-8") from err
 
 
 def check_config(text: str, file: Path) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def check_config(text: str, file: Path) -> dict[str, Any]:
         values = tomllib.loads(text)
         _read_table(values, "", _KEYS, Config)
     except (tomllib.TOMLDecodeError, _BadValueError) as err:
-        raise UsageError(f"{file}: {err}", hint=_HINT) from err
+        raise UsageError(tr("{file}: {err}", file=file, err=err), hint=_HINT) from err
     return dict(_flat(values))
 
 
@@ -222,7 +223,7 @@ def _read_table(
     settings = {}
     for key, value in values.items():
         if key not in keys:
-            raise _BadValueError(f"there is no setting `{prefix}{key}`")
+            raise _BadValueError(tr("there is no setting `{prefix}{key}`", prefix=prefix, key=key))
         try:
             settings[key] = keys[key](value)
         except ValueError as err:
@@ -232,39 +233,41 @@ def _read_table(
 
 def _read_switch(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("must be true or false")
+        raise ValueError(tr("must be true or false"))
     return value
 
 
 def _read_rate(value: object) -> int:
     rate = parse_size(value) if isinstance(value, str) else value
     if type(rate) is not int or not 0 <= rate <= MAX_RATE:
-        raise ValueError(f'must be bytes a second, 0 to {MAX_RATE}, or a size like "1M"')
+        raise ValueError(
+            tr('must be bytes a second, 0 to {max_rate}, or a size like "1M"', max_rate=MAX_RATE)
+        )
     return rate
 
 
 def _read_seconds(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.01 <= value <= 3600:
-        raise ValueError("must be seconds, 0.01 to 3600")
+        raise ValueError(tr("must be seconds, 0.01 to 3600"))
     return float(value)
 
 
 def _read_quota(value: object) -> int:
     size = parse_size(value) if isinstance(value, str) else value
     if type(size) is not int or not 0 <= size <= MAX_QUOTA:
-        raise ValueError('must be a size like "20G"')
+        raise ValueError(tr('must be a size like "20G"'))
     return size
 
 
 def _read_word(words: Sequence[str], value: object) -> str:
     if value not in words:
-        raise ValueError(f"must be one of {', '.join(words)}")
+        raise ValueError(tr("must be one of {words}", words=", ".join(words)))
     return str(value)
 
 
 def _read_listen(value: object) -> tuple[tuple[str, int], ...]:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_LISTEN:
-        raise ValueError(f"must be a list of 1 to {MAX_LISTEN} addresses")
+        raise ValueError(tr("must be a list of 1 to {max_listen} addresses", max_listen=MAX_LISTEN))
     return tuple(_read_endpoint(item) for item in value)
 
 
@@ -278,7 +281,10 @@ def _read_endpoint(value: object) -> tuple[str, int]:
             raise ValueError
     except ValueError as err:
         raise ValueError(
-            f'has {value!r}, which is not of the form "127.0.0.1:6881" or "[::1]:6881"'
+            tr(
+                'has {what!r}, which is not of the form "127.0.0.1:6881" or "[::1]:6881"',
+                what=value,
+            )
         ) from err
     return str(address), int(port)
 
@@ -292,28 +298,32 @@ def _read_metrics_listen(value: object) -> tuple[tuple[str, int], ...]:
     for host, port in places:
         if not ipaddress.ip_address(host).is_loopback:
             raise ValueError(
-                f"has {host}, and metrics are served to this machine alone: give 127.0.0.1 or ::1"
+                tr(
+                    "has {host}, and metrics are served to this machine alone: give 127.0.0.1 or"
+                    " ::1",
+                    host=host,
+                )
             )
         if not port:
-            raise ValueError("needs a port: Prometheus has to know it")
+            raise ValueError(tr("needs a port: Prometheus has to know it"))
     return places
 
 
 def _read_section(table: str, kind: Callable[..., object], value: object) -> object:
     if not isinstance(value, dict):
-        raise ValueError(f"must be a table: [{table}]")
+        raise ValueError(tr("must be a table: [{table}]", table=table))
     return _read_table(value, f"{table}.", _keys_of(table), kind)
 
 
 def _read_places(parse: Callable[[str], object], value: object) -> tuple[object, ...]:
     if not isinstance(value, list) or len(value) > MAX_PLACES:
-        raise ValueError(f"must be a list of at most {MAX_PLACES}")
+        raise ValueError(tr("must be a list of at most {max_places}", max_places=MAX_PLACES))
     if not all(isinstance(item, str) for item in value):
-        raise ValueError("must be a list of texts")
+        raise ValueError(tr("must be a list of texts"))
     try:
         return tuple(parse(item) for item in value)
     except FormatError as err:
-        raise ValueError(f"cannot be used: {err}") from err
+        raise ValueError(tr("cannot be used: {err}", err=err)) from err
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,65 +348,71 @@ class Setting:
 SETTINGS = {
     setting.key: setting
     for setting in (
-        Setting("listen", "addresses where peers reach this node", _read_listen, many=True),
+        Setting("listen", tr("addresses where peers reach this node"), _read_listen, many=True),
         Setting(
             "upload_limit",
-            "bytes a second to all peers together; 0: no limit",
+            tr("bytes a second to all peers together; 0: no limit"),
             _read_rate,
             live=True,
         ),
         Setting(
-            "download_limit", "bytes a second from all peers; 0: no limit", _read_rate, live=True
+            "download_limit",
+            tr("bytes a second from all peers; 0: no limit"),
+            _read_rate,
+            live=True,
         ),
         Setting(
-            "waiting_after", "seconds without data until a reader is told", _read_seconds, live=True
+            "waiting_after",
+            tr("seconds without data until a reader is told"),
+            _read_seconds,
+            live=True,
         ),
-        Setting("quota", "room on disk for images; not set: no limit", _read_quota, live=True),
+        Setting("quota", tr("room on disk for images; not set: no limit"), _read_quota, live=True),
         Setting(
             "log_level",
-            "how much p2pcloopd writes to its log: debug, info, warning, error",
+            tr("how much p2pcloopd writes to its log: debug, info, warning, error"),
             partial(_read_word, LOG_LEVELS),
             live=True,
         ),
         Setting(
             "log_format",
-            "of its log: lines, or json for programs",
+            tr("of its log: lines, or json for programs"),
             partial(_read_word, get_args(LogFormat)),
             live=True,
         ),
         Setting(
             "http.listen",
-            "addresses where it serves over HTTP; []: nowhere",
+            tr("addresses where it serves over HTTP; []: nowhere"),
             _read_http_listen,
             many=True,
         ),
         Setting(
             "metrics.listen",
-            "loopback addresses where it serves /metrics for Prometheus; not set: nowhere",
+            tr("loopback addresses where it serves /metrics for Prometheus; not set: nowhere"),
             _read_metrics_listen,
             many=True,
         ),
-        Setting("discovery.dht", "names and peers by the BitTorrent DHT", _read_switch),
+        Setting("discovery.dht", tr("names and peers by the BitTorrent DHT"), _read_switch),
         Setting(
             "discovery.dht_nodes",
-            "where the DHT is joined",
+            tr("where the DHT is joined"),
             partial(_read_places, parse_peer),
             many=True,
         ),
-        Setting("discovery.lsd", "public torrents on the local network (BEP 14)", _read_switch),
-        Setting("discovery.lan", "other nodes on the local network, by mDNS", _read_switch),
-        Setting("discovery.upnp", "have the router forward the port (UPnP)", _read_switch),
-        Setting("discovery.natpmp", "the same by NAT-PMP", _read_switch),
-        Setting("discovery.trackers", "ask the trackers that links name", _read_switch),
+        Setting("discovery.lsd", tr("public torrents on the local network (BEP 14)"), _read_switch),
+        Setting("discovery.lan", tr("other nodes on the local network, by mDNS"), _read_switch),
+        Setting("discovery.upnp", tr("have the router forward the port (UPnP)"), _read_switch),
+        Setting("discovery.natpmp", tr("the same by NAT-PMP"), _read_switch),
+        Setting("discovery.trackers", tr("ask the trackers that links name"), _read_switch),
         Setting(
             "discovery.announce_trackers",
-            "trackers that are told of what is public",
+            tr("trackers that are told of what is public"),
             partial(_read_places, parse_tracker),
             many=True,
         ),
         Setting(
             "discovery.mirrors",
-            "mirrors where names are looked up",
+            tr("mirrors where names are looked up"),
             partial(_read_places, parse_mirror),
             live=True,
             many=True,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from p2pcloop.errors import FormatError, UsageError
+from p2pcloop.words import tr
 
 DISK_FORMATS = {
     "qcow2": "qcow2",
@@ -53,79 +54,79 @@ _VDI_MAGIC = struct.pack("<I", 0xBEDA107F)
 _VHD_COOKIE = b"conectix"
 
 _OTHERS = (
-    (257, b"ustar", "a tar archive"),
-    (0, b"PK\3\4", "a zip archive"),
-    (0, b"PK\5\6", "a zip archive"),
+    (257, b"ustar", tr("a tar archive")),
+    (0, b"PK\3\4", tr("a zip archive")),
+    (0, b"PK\5\6", tr("a zip archive")),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (0, b"Rar!\x1a\x07", "a rar archive"),
-    (0, b"MSCF", "a cabinet archive"),
-    (0, b"MSWIM\0\0\0", "a Windows image (WIM)"),
-    (0, b"WLPWM\0\0\0", "a Windows image (WIM)"),
-    (2, b"-lh", "an LHA archive"),
-    (0, b"\x60\xea", "an ARJ archive"),
-    (7, b"**ACE**", "an ACE archive"),
-    (0, b"!<arch>\n", "a Debian package, or another ar archive"),
-    (0, b"\xed\xab\xee\xdb", "an RPM package"),
-    (0, b"xar!", "a xar archive"),
-    (0, b"070701", "a cpio archive"),
-    (0, b"070702", "a cpio archive"),
-    (0, b"070707", "a cpio archive"),
-    (0, b"\xc7\x71", "a cpio archive"),
-    (0, b"\x71\xc7", "a cpio archive"),
-    (0, b"\x7fELF", "a program (ELF)"),
-    (514, b"HdrS", "a Linux kernel"),
-    (0, b"MZ", "a program (for DOS, Windows or EFI)"),
-    (0, b"ANDROID!", "a boot image of Android, a kernel and an initramfs"),
-    (0, b"\x27\x05\x19\x56", "an image of U-Boot"),
-    (0, b"\xd0\x0d\xfe\xed", "a device tree, or an image of U-Boot"),
-    (0, b"UBI#", "flash content (UBI)"),
-    (0, b"\x31\x18\x10\x06", "flash content (UBIFS)"),
-    (0, b"\x85\x19", "flash content (JFFS2)"),
-    (0, b"ID3", "a recording (MP3)"),
-    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of Microsoft Office"),
-    (0, b"%PDF-", "a PDF document"),
-    (0, b"\x89PNG\r\n", "a picture (PNG)"),
-    (0, b"\xff\xd8\xff", "a picture (JPEG)"),
-    (0, b"GIF8", "a picture (GIF)"),
-    (0, b"SQLite format 3\0", "a database (SQLite)"),
+    (0, b"Rar!\x1a\x07", tr("a rar archive")),
+    (0, b"MSCF", tr("a cabinet archive")),
+    (0, b"MSWIM\0\0\0", tr("a Windows image (WIM)")),
+    (0, b"WLPWM\0\0\0", tr("a Windows image (WIM)")),
+    (2, b"-lh", tr("an LHA archive")),
+    (0, b"\x60\xea", tr("an ARJ archive")),
+    (7, b"**ACE**", tr("an ACE archive")),
+    (0, b"!<arch>\n", tr("a Debian package, or another ar archive")),
+    (0, b"\xed\xab\xee\xdb", tr("an RPM package")),
+    (0, b"xar!", tr("a xar archive")),
+    (0, b"070701", tr("a cpio archive")),
+    (0, b"070702", tr("a cpio archive")),
+    (0, b"070707", tr("a cpio archive")),
+    (0, b"\xc7\x71", tr("a cpio archive")),
+    (0, b"\x71\xc7", tr("a cpio archive")),
+    (0, b"\x7fELF", tr("a program (ELF)")),
+    (514, b"HdrS", tr("a Linux kernel")),
+    (0, b"MZ", tr("a program (for DOS, Windows or EFI)")),
+    (0, b"ANDROID!", tr("a boot image of Android, a kernel and an initramfs")),
+    (0, b"\x27\x05\x19\x56", tr("an image of U-Boot")),
+    (0, b"\xd0\x0d\xfe\xed", tr("a device tree, or an image of U-Boot")),
+    (0, b"UBI#", tr("flash content (UBI)")),
+    (0, b"\x31\x18\x10\x06", tr("flash content (UBIFS)")),
+    (0, b"\x85\x19", tr("flash content (JFFS2)")),
+    (0, b"ID3", tr("a recording (MP3)")),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", tr("a document of Microsoft Office")),
+    (0, b"%PDF-", tr("a PDF document")),
+    (0, b"\x89PNG\r\n", tr("a picture (PNG)")),
+    (0, b"\xff\xd8\xff", tr("a picture (JPEG)")),
+    (0, b"GIF8", tr("a picture (GIF)")),
+    (0, b"SQLite format 3\0", tr("a database (SQLite)")),
     (4, b"ftyp", "a film"),
-    (0, b"\x1aE\xdf\xa3", "a film (Matroska)"),
-    (0, b"OggS", "a recording (Ogg)"),
-    (0, b"\x04\x22\x4d\x18", "compressed by lz4"),
-    (0, b"\x02\x21\x4c\x18", "compressed by lz4"),
-    (0, b"LRZI", "compressed by lrzip"),
-    (0, b"7kSt", "a zpaq archive"),
-    (0, b"LZIP", "compressed by lzip"),
-    (0, b"\x89LZO\0\r\n\x1a\n", "compressed by lzop"),
-    (0, b"\x5d\0\0", "compressed by lzma"),
-    (0, b"\x1f\x9d", "compressed by compress"),
-    (0, b"d8:announce", "a torrent file"),
-    (0, b"d4:info", "a torrent file"),
-    (0, b"QFI\xfb", "a qcow image of an old version"),
-    (0, b"QED\0", "a QED disk image"),
-    (0, b"COWD", "a part of a VMware disk image"),
-    (0, b"WithoutFreeSpace", "a Parallels disk image"),
-    (0, b"WithouFreSpacExt", "a Parallels disk image"),
-    (0, b"Bochs Virtual HD Image", "a Bochs disk image"),
-    (0, b"EVF\x09\x0d\x0a\xff\0", "a forensic disk image (EWF)"),
-    (0, b"AFF10\r\n", "a forensic disk image (AFF)"),
-    (0, b"\x3a\xff\x26\xed", "an Android sparse image"),
-    (0, b"sprs", "a sparse image of macOS"),
-    (0, b"encrcdsa", "an encrypted disk image of macOS (dmg)"),
-    (0, b"cdsaencr", "an encrypted disk image of macOS (dmg)"),
-    (0, b"MComprHD", "a compressed disk of MAME (CHD)"),
-    (0, b"CISO", "a compressed CD (CSO)"),
-    (0, b"IsZ!", "a compressed CD (ISZ)"),
-    (0, b"DAA\0", "a compressed CD (DAA)"),
-    (0, b"ECM\0", "a compressed CD (ECM)"),
-    (0, b"MEDIA DESCRIPTOR", "the description of a CD (MDS), without its content"),
-    (0, b"JigsawDownload", "a template of jigdo"),
-    (0, b"zsync: ", "a file of zsync, which only tells where the image is"),
-    (0, b"partclone-image", "a copy of a partition (partclone)"),
-    (0, b"PaRtImAgE-VoLuMe", "a copy of a partition (partimage)"),
-    (0, b"\0ntfsclone-image", "a copy of a partition (ntfsclone)"),
-    (0, b"FsA0", "a copy of file systems (fsarchiver)"),
-    (0, b"P2PC", "a file of p2pcloop, and no image"),
+    (0, b"\x1aE\xdf\xa3", tr("a film (Matroska)")),
+    (0, b"OggS", tr("a recording (Ogg)")),
+    (0, b"\x04\x22\x4d\x18", tr("compressed by lz4")),
+    (0, b"\x02\x21\x4c\x18", tr("compressed by lz4")),
+    (0, b"LRZI", tr("compressed by lrzip")),
+    (0, b"7kSt", tr("a zpaq archive")),
+    (0, b"LZIP", tr("compressed by lzip")),
+    (0, b"\x89LZO\0\r\n\x1a\n", tr("compressed by lzop")),
+    (0, b"\x5d\0\0", tr("compressed by lzma")),
+    (0, b"\x1f\x9d", tr("compressed by compress")),
+    (0, b"d8:announce", tr("a torrent file")),
+    (0, b"d4:info", tr("a torrent file")),
+    (0, b"QFI\xfb", tr("a qcow image of an old version")),
+    (0, b"QED\0", tr("a QED disk image")),
+    (0, b"COWD", tr("a part of a VMware disk image")),
+    (0, b"WithoutFreeSpace", tr("a Parallels disk image")),
+    (0, b"WithouFreSpacExt", tr("a Parallels disk image")),
+    (0, b"Bochs Virtual HD Image", tr("a Bochs disk image")),
+    (0, b"EVF\x09\x0d\x0a\xff\0", tr("a forensic disk image (EWF)")),
+    (0, b"AFF10\r\n", tr("a forensic disk image (AFF)")),
+    (0, b"\x3a\xff\x26\xed", tr("an Android sparse image")),
+    (0, b"sprs", tr("a sparse image of macOS")),
+    (0, b"encrcdsa", tr("an encrypted disk image of macOS (dmg)")),
+    (0, b"cdsaencr", tr("an encrypted disk image of macOS (dmg)")),
+    (0, b"MComprHD", tr("a compressed disk of MAME (CHD)")),
+    (0, b"CISO", tr("a compressed CD (CSO)")),
+    (0, b"IsZ!", tr("a compressed CD (ISZ)")),
+    (0, b"DAA\0", tr("a compressed CD (DAA)")),
+    (0, b"ECM\0", tr("a compressed CD (ECM)")),
+    (0, b"MEDIA DESCRIPTOR", tr("the description of a CD (MDS), without its content")),
+    (0, b"JigsawDownload", tr("a template of jigdo")),
+    (0, b"zsync: ", tr("a file of zsync, which only tells where the image is")),
+    (0, b"partclone-image", tr("a copy of a partition (partclone)")),
+    (0, b"PaRtImAgE-VoLuMe", tr("a copy of a partition (partimage)")),
+    (0, b"\0ntfsclone-image", tr("a copy of a partition (ntfsclone)")),
+    (0, b"FsA0", tr("a copy of file systems (fsarchiver)")),
+    (0, b"P2PC", tr("a file of p2pcloop, and no image")),
 )
 """Offset, bytes, text: files that hold no device, or one of a form that is not read."""
 
@@ -141,8 +142,8 @@ _TABLES = (
 )
 """Partition tables that are not read."""
 
-_UNPACK = "unpack it, and give the image that is in it"
-_CONVERT = "convert it: `qemu-img convert -O raw IN OUT`"
+_UNPACK = tr("unpack it, and give the image that is in it")
+_CONVERT = tr("convert it: `qemu-img convert -O raw IN OUT`")
 _TEXT = re.compile(rb"[\t\n\v\f\r\x1b\x08\x20-\x7e\x80-\xff]*")
 _CONTINUATIONS = bytes(range(0x80, 0xC0))
 _DESCRIPTOR = re.compile(rb"\s*# Disk DescriptorFile", re.IGNORECASE)
@@ -181,20 +182,22 @@ def describe_other(head: bytes, tail: bytes) -> tuple[str, str]:
         tail: its last `TAIL_SIZE` bytes.
     """
     if _DESCRIPTOR.match(head):
-        return "a VMware descriptor, which only names the files with the content", _CONVERT
+        return tr("a VMware descriptor, which only names the files with the content"), _CONVERT
     for offset, magic, what in _OTHERS:
         if head.startswith(magic, offset):
             hint = _CONVERT if "disk image" in what or "qcow" in what else _UNPACK
             return what, hint
     if head.startswith(_RAW_SECTORS):
-        return "a CD in raw sectors of 2352 bytes", "convert it: `bchunk IN.bin IN.cue OUT`"
+        return tr("a CD in raw sectors of 2352 bytes"), tr("convert it: `bchunk IN.bin IN.cue OUT`")
     for offset, magic, what in _TABLES:
         if head.startswith(magic, offset):
-            return f"a disk with a partition table of {what}", "copy the root's partition out of it"
+            return tr("a disk with a partition table of {what}", what=what), tr(
+                "copy the root's partition out of it"
+            )
     if tail.startswith(b"koly"):
-        return "a disk image of macOS (dmg)", _CONVERT
+        return tr("a disk image of macOS (dmg)"), _CONVERT
     if _is_text(head) and _is_text(tail):
-        return "text", "an image is a device's content: a .cloop, a CD, a raw image, a qcow2, …"
+        return "text", tr("an image is a device's content: a .cloop, a CD, a raw image, a qcow2, …")
     return "", ""
 
 
@@ -227,16 +230,16 @@ def check_alone(kind: str, read: Read, size: int, name: str) -> None:
     try:
         if _CHECKS[kind](read, size, name):
             raise UsageError(
-                f"{name} takes a part of its content from another file",
+                tr("{name} takes a part of its content from another file", name=name),
                 hint="make one image of them first: `qemu-img convert -O raw IN OUT`",
             )
     except (struct.error, KeyError) as err:
         raise FormatError(
-            f"{name} is damaged or cut off: its header is not whole", hint=_AGAIN
+            tr("{name} is damaged or cut off: its header is not whole", name=name), hint=_AGAIN
         ) from err
 
 
-_AGAIN = "fetch or copy it again"
+_AGAIN = tr("fetch or copy it again")
 
 
 def _check_qcow2(read: Read, size: int, name: str) -> bool:
@@ -245,7 +248,7 @@ def _check_qcow2(read: Read, size: int, name: str) -> bool:
     version, backing = struct.unpack_from(">4xIQ", header)
     if struct.unpack_from(">I", header, 32)[0]:
         raise UsageError(
-            f"{name} is encrypted",
+            tr("{name} is encrypted", name=name),
             hint="decrypt it first: `qemu-img convert` with the secret of the image",
         )
     features = struct.unpack_from(">Q", header, 72)[0] if version > 2 else 0
@@ -253,7 +256,13 @@ def _check_qcow2(read: Read, size: int, name: str) -> bool:
         return True
     if (end := _compressed_end(read, header, wide=bool(features & 1 << 4))) > size:
         raise FormatError(
-            f"{name} is cut off: it says that it has {end} bytes, and {size} are here", hint=_AGAIN
+            tr(
+                "{name} is cut off: it says that it has {end} bytes, and {size} are here",
+                name=name,
+                end=end,
+                size=size,
+            ),
+            hint=_AGAIN,
         )
     return False
 
@@ -297,11 +306,16 @@ def _check_vmdk(read: Read, size: int, name: str) -> bool:
     if not capacity:
         return True
     if (start + length) * 512 > size or length * 512 > _MAX_DESCRIPTOR:
-        raise FormatError(f"{name} is cut off, or its descriptor is too long", hint=_AGAIN)
+        raise FormatError(
+            tr("{name} is cut off, or its descriptor is too long", name=name), hint=_AGAIN
+        )
     descriptor = read(start * 512, length * 512)
     if not descriptor.strip(b"\0 \r\n"):
         raise UsageError(
-            f"{name} is a part of a VMware disk image: another file has its descriptor",
+            tr(
+                "{name} is a part of a VMware disk image: another file has its descriptor",
+                name=name,
+            ),
             hint="make one image of them with that file: `qemu-img convert -O raw IN OUT`",
         )
     parent = re.search(
@@ -319,8 +333,12 @@ def _check_vdi(read: Read, size: int, name: str) -> bool:
     block, _, _, allocated = struct.unpack_from("<IIII", header, 376)
     if data + allocated * block > size:
         raise FormatError(
-            f"{name} is cut off: it says that it has {data + allocated * block} bytes, and {size}"
-            " are here",
+            tr(
+                "{name} is cut off: it says that it has {data} bytes, and {size} are here",
+                name=name,
+                data=data + allocated * block,
+                size=size,
+            ),
             hint=_AGAIN,
         )
     return kind not in (1, 2) or any(header[424:456])
@@ -330,12 +348,19 @@ def _check_vhd(read: Read, size: int, name: str) -> bool:
     """Its last 512 bytes are the footer: type 2 is of fixed size, 3 grows, 4 holds differences."""
     footer = read(max(0, size - 512), 512)
     if not footer.startswith(_VHD_COOKIE):
-        raise FormatError(f"{name} is cut off: its last 512 bytes are no VHD footer", hint=_AGAIN)
+        raise FormatError(
+            tr("{name} is cut off: its last 512 bytes are no VHD footer", name=name), hint=_AGAIN
+        )
     (current,) = struct.unpack_from(">Q", footer, 48)
     (kind,) = struct.unpack_from(">I", footer, 60)
     if kind == 2 and current + 512 > size:
         raise FormatError(
-            f"{name} is cut off: it says that it has {current + 512} bytes, and {size} are here",
+            tr(
+                "{name} is cut off: it says that it has {current} bytes, and {size} are here",
+                name=name,
+                current=current + 512,
+                size=size,
+            ),
             hint=_AGAIN,
         )
     return kind not in (2, 3)
@@ -357,7 +382,13 @@ def _check_vhdx(read: Read, size: int, name: str) -> bool:
                 end = max(end, (entry >> 20 << 20) + block)
     if end > size:
         raise FormatError(
-            f"{name} is cut off: it says that it has {end} bytes, and {size} are here", hint=_AGAIN
+            tr(
+                "{name} is cut off: it says that it has {end} bytes, and {size} are here",
+                name=name,
+                end=end,
+                size=size,
+            ),
+            hint=_AGAIN,
         )
     return bool(flags & 2)
 

@@ -28,6 +28,7 @@ from p2pcloop.formats.file_tree import (
     content,
     prepare_nothing,
 )
+from p2pcloop.words import tr
 
 MAX_DIRECTORY = 16 << 20
 """Bytes of a directory that is read: half a million files with names of 24 bytes."""
@@ -152,7 +153,7 @@ class Ext4:
             FormatError: there is none of this number.
         """
         if not 1 <= number <= self._inodes:
-            raise FormatError(f"there is no inode {number}", hint=_AGAIN)
+            raise FormatError(tr("there is no inode {number}", number=number), hint=_AGAIN)
         group, index = divmod(number - 1, self._inodes_per_group)
         at = self._descriptors + group * self._descriptor_size
         descriptor = self._take(at, self._descriptor_size)
@@ -177,9 +178,13 @@ class Ext4:
             FormatError: it is no directory, too large, or damaged.
         """
         if not stat.S_ISDIR(folder.mode):
-            raise FormatError(f"inode {folder.number} is no directory", hint=_AGAIN)
+            raise FormatError(
+                tr("inode {number} is no directory", number=folder.number), hint=_AGAIN
+            )
         if folder.size > MAX_DIRECTORY:
-            raise FormatError(f"a directory is longer than {MAX_DIRECTORY} bytes")
+            raise FormatError(
+                tr("a directory is longer than {max_directory} bytes", max_directory=MAX_DIRECTORY)
+            )
         if start % _PREPARED == 0:
             runs = self.runs(folder, start, _PREPARED)
             self._prepare([(place, size) for size, place in runs if place is not None])
@@ -197,7 +202,9 @@ class Ext4:
             FormatError: it is no link, or its target is too long.
         """
         if not stat.S_ISLNK(link.mode) or not 0 < link.size < MAX_LINK:
-            raise FormatError(f"inode {link.number} is no symbolic link", hint=_AGAIN)
+            raise FormatError(
+                tr("inode {number} is no symbolic link", number=link.number), hint=_AGAIN
+            )
         if link.size < _FAST_LINK and not link.flags & _HAS_EXTENTS:
             return link.place[: link.size]
         return content(self.runs(link, 0, link.size), self._take, self._prepare)
@@ -236,7 +243,9 @@ class Ext4:
         for depth in range(_MAX_DEPTH, -1, -1):
             magic, count, _, levels, _ = _EXTENT_HEADER.unpack_from(node)
             if magic != _EXTENT_MAGIC or levels > depth or count * 12 + 12 > len(node):
-                raise FormatError(f"the extents of inode {file.number} are damaged", hint=_AGAIN)
+                raise FormatError(
+                    tr("the extents of inode {number} are damaged", number=file.number), hint=_AGAIN
+                )
             items = memoryview(node)[12 : 12 + count * 12]
             if not levels:
                 return _find_in_leaf(items, block, end)
@@ -249,7 +258,9 @@ class Ext4:
             if child is None:
                 return None, end - block
             node = self._take(child * self._block, self._block)
-        raise FormatError(f"the extents of inode {file.number} are too deep", hint=_AGAIN)
+        raise FormatError(
+            tr("the extents of inode {number} are too deep", number=file.number), hint=_AGAIN
+        )
 
     def _pointers(self, file: Ext4Inode, block: int, most: int) -> Sequence[int]:
         """Places of a block and of some that follow, at least one, by the map of ext2 and ext3; 0
@@ -265,7 +276,9 @@ class Ext4:
                 break
             block -= each**level
         else:
-            raise FormatError(f"inode {file.number} is too long for its map", hint=_AGAIN)
+            raise FormatError(
+                tr("inode {number} is too long for its map", number=file.number), hint=_AGAIN
+            )
         (place,) = struct.unpack_from("<I", file.place, 4 * (_DIRECT + level - 1))
         while place and level > 1:
             level -= 1
@@ -296,7 +309,8 @@ def _check_abilities(incompatible: int) -> None:
     if other:
         names = [_NAMES.get(1 << bit, hex(1 << bit)) for bit in range(32) if other >> bit & 1]
         raise FormatError(
-            f"its ext4 uses {', '.join(names)}, which is not read here", hint="mount disk.img"
+            tr("its ext4 uses {names}, which is not read here", names=", ".join(names)),
+            hint="mount disk.img",
         )
 
 

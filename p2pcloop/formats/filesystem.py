@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 
 from p2pcloop.errors import FormatError
+from p2pcloop.words import tr
 
 PROBE_SIZE = 68 << 10
 """Bytes from the start of a device that are examined: btrfs has its superblock at 64 KiB."""
@@ -20,7 +21,7 @@ READ_ONLY_TYPES = ("iso9660", "squashfs", "erofs")
 ROOT_TYPES = ("ext2", "ext3", "ext4", "btrfs", "xfs", *READ_ONLY_TYPES)
 """File systems that can be a guest's root."""
 
-ROOT_HINT = f"a root is {', '.join(ROOT_TYPES)}, on the whole device"
+ROOT_HINT = tr("a root is {root_types}, on the whole device", root_types=", ".join(ROOT_TYPES))
 
 PARTITION_TABLES = ("gpt", "dos")
 """What whole disks begin with."""
@@ -86,17 +87,17 @@ _MAGIC = (
 """Offset, bytes, name; the first match counts: a CD may have a partition table in its head."""
 
 _WORDS = {
-    "": "no file system that is known",
-    "jbd": "a journal of an ext file system, and no file system",
-    "crypto_LUKS": "an encrypted device (LUKS)",
-    "BitLocker": "an encrypted device (BitLocker)",
-    "swap": "a swap area",
-    "swsuspend": "a swap area with a suspended system",
-    "LVM2_member": "a physical volume of LVM",
-    "linux_raid_member": "a member of a RAID (md)",
-    "btrfs_member": "one of the devices of a btrfs that has several",
-    "gpt": "a partition table (GPT)",
-    "dos": "a partition table (MBR)",
+    "": tr("no file system that is known"),
+    "jbd": tr("a journal of an ext file system, and no file system"),
+    "crypto_LUKS": tr("an encrypted device (LUKS)"),
+    "BitLocker": tr("an encrypted device (BitLocker)"),
+    "swap": tr("a swap area"),
+    "swsuspend": tr("a swap area with a suspended system"),
+    "LVM2_member": tr("a physical volume of LVM"),
+    "linux_raid_member": tr("a member of a RAID (md)"),
+    "btrfs_member": tr("one of the devices of a btrfs that has several"),
+    "gpt": tr("a partition table (GPT)"),
+    "dos": tr("a partition table (MBR)"),
 }
 
 _SIZED = ("ext2", "ext3", "ext4", "btrfs", "xfs", "squashfs")
@@ -151,18 +152,32 @@ def check_whole(start: bytes, size: int, name: str) -> None:
         claimed = _claimed(kind, start)
     except struct.error as err:
         raise FormatError(
-            f"{name} is cut off: it ends within the superblock of its {describe(kind)}",
+            tr(
+                "{name} is cut off: it ends within the superblock of its {kind}",
+                name=name,
+                kind=describe(kind),
+            ),
             hint="fetch or copy it again",
         ) from err
     if kind in _SIZED and not claimed:
         raise FormatError(
-            f"{name} is damaged: the superblock of its {describe(kind)} tells no size that can be",
+            tr(
+                "{name} is damaged: the superblock of its {kind} tells no size that can be",
+                name=name,
+                kind=describe(kind),
+            ),
             hint="fetch or copy it again",
         )
     if claimed is not None and claimed > size:
         raise FormatError(
-            f"{name} is cut off: its {describe(kind)} says that it has {claimed} bytes, and {size}"
-            " are here",
+            tr(
+                "{name} is cut off: its {kind} says that it has {claimed} bytes, and {size} are"
+                " here",
+                name=name,
+                kind=describe(kind),
+                claimed=claimed,
+                size=size,
+            ),
             hint="fetch or copy it again",
         )
 

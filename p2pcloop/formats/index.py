@@ -36,6 +36,7 @@ from p2pcloop.formats.codec import decode_zstd
 from p2pcloop.formats.seal import SALT_SIZE, TAG_SIZE, Seal
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 
 MAGIC = b"P2PCIDX\0"
 PLAIN_VERSION = 1
@@ -215,8 +216,16 @@ def _check_content(runs: Sequence[Run], chunks: Sequence[Chunk], sources: Sequen
     """Refuse what the format cannot hold; see `build_index`."""
     if len(chunks) > MAX_CHUNKS or len(runs) > MAX_RUNS or len(sources) > MAX_SOURCES:
         raise FormatError(
-            f"a layer of {len(chunks)} chunks, {len(runs)} runs and {len(sources)} sources is "
-            f"over the limits of {MAX_CHUNKS}, {MAX_RUNS} and {MAX_SOURCES}"
+            tr(
+                "a layer of {chunks_count} chunks, {runs_count} runs and {sources_count}"
+                " sources is over the limits of {max_chunks}, {max_runs} and {max_sources}",
+                chunks_count=len(chunks),
+                runs_count=len(runs),
+                sources_count=len(sources),
+                max_chunks=MAX_CHUNKS,
+                max_runs=MAX_RUNS,
+                max_sources=MAX_SOURCES,
+            )
         )
     if any(chunk.source > len(sources) for chunk in chunks):
         raise FormatError("a chunk lies in a source that the layer does not name")
@@ -280,7 +289,11 @@ def read_header(data: bytes) -> IndexHeader:
     fixed = _Fixed(*FIXED.unpack_from(data))
     if not PLAIN_VERSION <= fixed.version <= VERSION:
         raise FormatError(
-            f"the index is of version {fixed.version}; this program reads 1 to {VERSION}",
+            tr(
+                "the index is of version {version}; this program reads 1 to {version2}",
+                version=fixed.version,
+                version2=VERSION,
+            ),
             hint="a newer p2pcloop may read it",
         )
     extended = fixed.version >= EXTENDED_VERSION
@@ -290,7 +303,7 @@ def read_header(data: bytes) -> IndexHeader:
     checks |= fixed.checks(tag_size=0 if salt is None else TAG_SIZE)
     wrong = [what for what, right in checks.items() if not right]
     if wrong:
-        raise FormatError(f"the index header's {', '.join(wrong)} cannot be right")
+        raise FormatError(tr("the index header's {wrong} cannot be right", wrong=", ".join(wrong)))
     return IndexHeader(
         layer_id=hashlib.sha256(data).digest(),
         length=fixed.length,
@@ -323,7 +336,7 @@ def _read_extension(data: bytes) -> tuple[tuple[bytes, ...], bytes | None, int]:
     }
     wrong = [what for what, right in checks.items() if not right]
     if wrong:
-        raise FormatError(f"the index header's {', '.join(wrong)} cannot be right")
+        raise FormatError(tr("the index header's {wrong} cannot be right", wrong=", ".join(wrong)))
     return sources, salt if flags == SEALED else None, end
 
 
@@ -341,7 +354,7 @@ def header_length(start: bytes) -> int:
         raise FormatError("these bytes are not the index of a layer")
     length: int = FIXED.unpack_from(start)[2]
     if not FIXED.size <= length <= MAX_HEADER_SIZE:
-        raise FormatError(f"an index header of {length} bytes is over the limit")
+        raise FormatError(tr("an index header of {length} bytes is over the limit", length=length))
     return length
 
 

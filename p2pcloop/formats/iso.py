@@ -12,6 +12,7 @@ from p2pcloop.formats.extents import Extents
 from p2pcloop.formats.filesystem import PROBE_SIZE, ROOT_TYPES, detect_filesystem
 from p2pcloop.formats.iso9660 import AGAIN, SYSTEM_AREA, Entry, Tree, is_iso, read_volume
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 __all__ = ["NESTED", "Iso", "IsoFile", "is_iso", "read_iso"]
 
@@ -31,7 +32,9 @@ _MAX_FOLDERS = 200
 _MAX_MODULE_FILE = 64 << 10
 
 _INITS = ("sbin/init", "etc/init", "bin/init", "bin/sh")
-_NO_INIT = "neither a live system that is known nor /sbin/init lies on it: no guest boots from it"
+_NO_INIT = tr(
+    "neither a live system that is known nor /sbin/init lies on it: no guest boots from it"
+)
 
 _Named = list[tuple[str, Entry]]
 """Files with their paths, from base to top."""
@@ -85,7 +88,11 @@ def read_iso(fd: int, size: int) -> Iso:
     volume = read_volume(fd, size)
     if volume.claimed > size:
         raise FormatError(
-            f"it is cut off: it says that it has {volume.claimed} bytes, and {size} are here",
+            tr(
+                "it is cut off: it says that it has {claimed} bytes, and {size} are here",
+                claimed=volume.claimed,
+                size=size,
+            ),
             hint=AGAIN,
         )
     for tree in volume.trees:
@@ -134,9 +141,18 @@ class _Cd:
                 path = self._path(folder, entry)
                 file = entry if entry.link is None else self.tree.find(f"{folder}/{entry.name}")
                 if file is None:
-                    where = f"to {entry.link}" if entry.link else "that is written badly"
+                    where = (
+                        tr("to {link}", link=entry.link)
+                        if entry.link
+                        else tr("that is written badly")
+                    )
                     raise FormatError(
-                        f"{path} is a symbolic link {where}: that is no file on it", hint=AGAIN
+                        tr(
+                            "{path} is a symbolic link {where}: that is no file on it",
+                            path=path,
+                            where=where,
+                        ),
+                        hint=AGAIN,
                     )
                 if not file.directory:
                     found[name] = (path, file)
@@ -172,7 +188,9 @@ def _live(cd: _Cd) -> _Named:
     path, file = next(iter(lists.values()))
     listed = cd.read(file, _MAX_MODULE_FILE).decode("utf-8", "replace").split()
     if absent := [name for name in listed if name.lower() not in found]:
-        raise FormatError(f"{path} lists {_some(absent)}: not on it", hint=AGAIN)
+        raise FormatError(
+            tr("{path} lists {absent}: not on it", path=path, absent=_some(absent)), hint=AGAIN
+        )
     wanted = list(dict.fromkeys(name.lower() for name in listed))
     _record_left(cd, [found[name][0] for name in found if name not in wanted])
     return [found[name] for name in wanted]
@@ -241,13 +259,13 @@ _LAYOUTS: tuple[Callable[[_Cd], _Named], ...] = (
 
 def _record_left(cd: _Cd, paths: list[str]) -> None:
     if paths:
-        cd.notes.append(f"left out: {_some(paths)}")
+        cd.notes.append(tr("left out: {paths}", paths=_some(paths)))
 
 
 def _some(names: list[str]) -> str:
     """As many of them as fit into a line."""
     more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:_MAX_LISTED]) + (tr(" and {more} more", more=more) if more > 0 else "")
 
 
 def _like_images(cd: _Cd, size: int) -> list[str]:
@@ -290,10 +308,13 @@ def _length(entry: Entry) -> int:
 def _to_file(name: str, entry: Entry, size: int) -> IsoFile:
     """The places of a file. A file above 4 GiB has several extents."""
     if entry.fault:
-        raise FormatError(f"{name} {entry.fault}", hint=AGAIN)
+        raise FormatError(tr("{name} {fault}", name=name, fault=entry.fault), hint=AGAIN)
     for offset, length in entry.extents:
         if offset < SYSTEM_AREA or offset + length > size:
-            raise FormatError(f"{name} lies outside the {size} bytes of the file", hint=AGAIN)
+            raise FormatError(
+                tr("{name} lies outside the {size} bytes of the file", name=name, size=size),
+                hint=AGAIN,
+            )
     return IsoFile(name, Extents(entry.extents))
 
 
@@ -314,9 +335,11 @@ def _check(images: Iterable[IsoFile]) -> None:
     taken: list[tuple[int, int, str]] = []
     for image in images:
         if not image.extents.size:
-            raise FormatError(f"{image.name} is empty", hint=AGAIN)
+            raise FormatError(tr("{image} is empty", image=image.name), hint=AGAIN)
         taken += [(offset, offset + length, image.name) for offset, length in image.extents]
     taken.sort()
     for (_, end, first), (start, _, second) in pairwise(taken):
         if start < end:
-            raise FormatError(f"{first} and {second} overlap", hint=AGAIN)
+            raise FormatError(
+                tr("{first} and {second} overlap", first=first, second=second), hint=AGAIN
+            )

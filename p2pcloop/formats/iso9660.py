@@ -17,6 +17,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.extents import Extents
 from p2pcloop.formats.file_tree import MAX_LINK
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 SYSTEM_AREA = 32768
 """Bytes before the first volume descriptor (ECMA-119, 6.2.1)."""
@@ -40,8 +41,8 @@ _DIRECTORY, _ASSOCIATED, _MORE = 0x02, 0x04, 0x80
 JOLIET = (b"%/@", b"%/C", b"%/E")
 """Escape sequences of a volume descriptor whose names are Unicode (Joliet)."""
 
-AGAIN = "fetch or copy it again"
-_MOUNT = "mount it, and seed the file on it that is the image"
+AGAIN = tr("fetch or copy it again")
+_MOUNT = tr("mount it, and seed the file on it that is the image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,9 @@ def _block_size(primary: bytes) -> int:
     for size in sizes:
         if size in (512, 1024, 2048):
             return size
-    raise FormatError(f"its blocks have {sizes[0]} bytes, which no CD has", hint=AGAIN)
+    raise FormatError(
+        tr("its blocks have {sizes} bytes, which no CD has", sizes=sizes[0]), hint=AGAIN
+    )
 
 
 def _both(form: str, data: bytes, offset: int) -> tuple[int, int]:
@@ -267,7 +270,10 @@ class _Reader:
                 extents = (*found[-1].extents, record.extent)
                 fault = found[-1].fault or record.fault
                 if len(extents) > MAX_EXTENTS:
-                    extents, fault = extents[:1], f"lies in more than {MAX_EXTENTS} extents"
+                    extents, fault = (
+                        extents[:1],
+                        tr("lies in more than {max_extents} extents", max_extents=MAX_EXTENTS),
+                    )
                 found[-1] = replace(found[-1], extents=extents, fault=fault)
             else:
                 posix = self._posix(record.system_use[skip:])
@@ -281,14 +287,23 @@ class _Reader:
     def _records(self, folder: Entry) -> list[_Record]:
         where, name = Extents(folder.extents), folder.name or "/"
         if folder.fault:
-            raise FormatError(f"the folder {name} {folder.fault}", hint=AGAIN)
+            raise FormatError(
+                tr("the folder {name} {fault}", name=name, fault=folder.fault), hint=AGAIN
+            )
         if where.size > MAX_DIRECTORY:
             raise FormatError(
-                f"the folder {name} is longer than {MAX_DIRECTORY} bytes", hint=_MOUNT
+                tr(
+                    "the folder {name} is longer than {max_directory} bytes",
+                    name=name,
+                    max_directory=MAX_DIRECTORY,
+                ),
+                hint=_MOUNT,
             )
         data = self._take(where.start, where.size)
         if len(data) < where.size or data[32:34] != b"\1\0":
-            raise FormatError(f"there is no folder where {name} should be", hint=AGAIN)
+            raise FormatError(
+                tr("there is no folder where {name} should be", name=name), hint=AGAIN
+            )
         found: list[_Record] = []
         at = 0
         while at < len(data):
@@ -297,7 +312,7 @@ class _Reader:
                 at = (at // _SECTOR + 1) * _SECTOR
                 continue
             if length < 34 or at + length > len(data):
-                raise FormatError(f"the folder {name} is damaged", hint=AGAIN)
+                raise FormatError(tr("the folder {name} is damaged", name=name), hint=AGAIN)
             found.append(self._record(data[at : at + length]))
             at += length
         return found
@@ -306,9 +321,9 @@ class _Reader:
         (block, other_block), (length, other_length) = _both("I", data, 2), _both("I", data, 10)
         fault = ""
         if (block, length) != (other_block, other_length):
-            fault = "is damaged: its place is told in two ways"
+            fault = tr("is damaged: its place is told in two ways")
         elif data[26] or data[27]:
-            fault = "is interleaved with other files, which is not read"
+            fault = tr("is interleaved with other files, which is not read")
         end = 33 + data[32]
         identifier, system_use = data[33:end], data[end + (end % 2) :]
         offset = (block + data[1]) * self.block_size
@@ -326,7 +341,7 @@ class _Reader:
                 linked = True
                 target.add(data)
             elif tag == b"ZF":
-                fault = "is compressed by zisofs"
+                fault = tr("is compressed by zisofs")
         link = target.text() if linked else None
         return _Posix(name.decode("utf-8", "replace"), link, fault)
 
@@ -335,7 +350,9 @@ class _Reader:
 
     def _take(self, offset: int, length: int) -> bytes:
         if length > self._left:
-            raise FormatError(f"its folders are longer than {MAX_READ} bytes", hint=_MOUNT)
+            raise FormatError(
+                tr("its folders are longer than {max_read} bytes", max_read=MAX_READ), hint=_MOUNT
+            )
         self._left -= length
         return os.pread(self._fd, length, offset) if offset < self._size else b""
 

@@ -37,6 +37,7 @@ from p2pcloop.formats.iso9660 import (
     LinkTarget,
     system_use_fields,
 )
+from p2pcloop.words import tr
 
 _SECTOR = 2048
 _PART = 8 * _SECTOR
@@ -124,7 +125,7 @@ class IsoFiles:
         record = self._record(number)
         mode = stat.S_IFDIR | 0o555 if record.flags & _DIRECTORY else stat.S_IFREG | 0o444
         target = LinkTarget()
-        fault = "its content is interleaved with others'" if record.interleaved else ""
+        fault = tr("its content is interleaved with others'") if record.interleaved else ""
         for tag, data in self._fields(record):
             if tag == b"PX" and len(data) >= 4:
                 (mode,) = struct.unpack_from("<I", data)
@@ -132,7 +133,7 @@ class IsoFiles:
             elif tag == b"SL":
                 target.add(data)
             elif tag == b"ZF":
-                fault = "it is compressed by zisofs"
+                fault = tr("it is compressed by zisofs")
             elif tag == b"CL" and len(data) >= 4:
                 return self._moved(number, struct.unpack_from("<I", data)[0] * self._block)
         if stat.S_ISLNK(mode):
@@ -167,7 +168,9 @@ class IsoFiles:
     def runs(self, file: IsoInode, offset: int, length: int) -> Iterator[Run]:
         """See `FileTree.runs`."""
         if file.fault:
-            raise FormatError(f"a file of the CD is not read: {file.fault}", hint="mount disk.img")
+            raise FormatError(
+                tr("a file of the CD is not read: {fault}", fault=file.fault), hint="mount disk.img"
+            )
         end = min(offset + length, file.size)
         start = 0
         for place, size in file.extents:
@@ -241,7 +244,12 @@ class IsoFiles:
         if not stat.S_ISDIR(folder.mode):
             raise FormatError("what is looked into is no directory", hint=AGAIN)
         if folder.size > MAX_DIRECTORY:
-            raise FormatError(f"a directory of the CD is longer than {MAX_DIRECTORY} bytes")
+            raise FormatError(
+                tr(
+                    "a directory of the CD is longer than {max_directory} bytes",
+                    max_directory=MAX_DIRECTORY,
+                )
+            )
         [(start, length)] = folder.extents[:1]
         if not at:
             self._prepare([(start, length)])

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.name import format_key, parse_key
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 MAX_KEY_TEXT = 512
 """More bytes than a key's text has."""
@@ -67,7 +68,8 @@ class KeyText:
         key = Ed25519PrivateKey.from_private_bytes(self._seed(passphrase or "", what))
         if key.public_key().public_bytes_raw() != self.public:
             raise FormatError(
-                f"{what} is damaged: its seed is not that of its public key", hint=_HINT
+                tr("{what} is damaged: its seed is not that of its public key", what=what),
+                hint=_HINT,
             )
         return key
 
@@ -84,7 +86,7 @@ class KeyText:
         try:
             return AESGCM(key).decrypt(_NONCE, bytes.fromhex(sealed.decode()), head)
         except InvalidTag as err:
-            raise MismatchError(f"that is not the passphrase of {what}") from err
+            raise MismatchError(tr("that is not the passphrase of {what}", what=what)) from err
 
 
 def parse_key_text(text: bytes, what: str) -> KeyText:
@@ -96,11 +98,13 @@ def parse_key_text(text: bytes, what: str) -> KeyText:
     plain, protected = _PLAIN.fullmatch(text), _PROTECTED.fullmatch(text)
     found = plain or protected
     if found is None:
-        raise FormatError(f"{what} is not a key of p2pcloop, or is damaged", hint=_HINT)
+        raise FormatError(
+            tr("{what} is not a key of p2pcloop, or is damaged", what=what), hint=_HINT
+        )
     try:
         public = parse_key(found[2 if plain else 4].decode())
     except FormatError as err:
-        raise FormatError(f"{what} is damaged: {err}", hint=_HINT) from err
+        raise FormatError(tr("{what} is damaged: {err}", what=what, err=err), hint=_HINT) from err
     key = KeyText(text, public, protected is not None)
     if plain:
         key.open(None, what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from p2pcloop.errors import MismatchError
 from p2pcloop.formats.manifest import Manifest
+from p2pcloop.words import tr
 
 
 def check_previous(manifest: Manifest, previous: Manifest) -> None:
@@ -14,7 +15,13 @@ def check_previous(manifest: Manifest, previous: Manifest) -> None:
     """
     if previous.name != manifest.name or previous.version >= manifest.version:
         raise MismatchError(
-            f"version {manifest.version} of {manifest.name} says that version {previous.version} of"
-            f" {previous.name} came before it",
+            tr(
+                "version {version} of {manifest} says that version {version2} of {previous}"
+                " came before it",
+                version=manifest.version,
+                manifest=manifest.name,
+                version2=previous.version,
+                previous=previous.name,
+            ),
             hint="its publisher made a mistake: what came before it cannot be told",
         )

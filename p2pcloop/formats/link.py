@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.name import KEY_CHARACTERS, Name, format_key, parse_key, parse_name
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 MAX_LINK_LENGTH = 8192
 MAX_PARTS = 256
@@ -116,6 +117,19 @@ def is_link(text: str) -> bool:
     return text[:7].lower() == "magnet:"
 
 
+def _from_source(entity: str) -> UsageError:
+    return UsageError(
+        tr(
+            "the link has `{entity}` where a link has `&`: it comes from the source of a web page",
+            entity=entity,
+        ),
+        hint=tr(
+            "write & for each {entity}, or copy the link from the page as it is shown",
+            entity=entity,
+        ),
+    )
+
+
 def parse_link(text: str) -> Link:
     """Read a link.
 
@@ -124,16 +138,14 @@ def parse_link(text: str) -> Link:
         FormatError: a part of it is damaged, or it would be too long as we write it.
     """
     if len(text) > MAX_LINK_LENGTH or not is_link(text) or not text.isprintable():
-        raise UsageError(f"{text[:60]!r} is not a link", hint="a link begins with magnet:?")
-    if entity := _ENTITY.search(text):
         raise UsageError(
-            f"the link has `{entity[0]}` where a link has `&`: it comes from the source of a web"
-            " page",
-            hint=f"write & for each {entity[0]}, or copy the link from the page as it is shown",
+            tr("{text!r} is not a link", text=text[:60]), hint="a link begins with magnet:?"
         )
+    if entity := _ENTITY.search(text):
+        raise _from_source(entity[0])
     query, _, fragment = text.partition("?")[2].partition("#")
     if query.count("&") >= MAX_PARTS:
-        raise FormatError(f"the link has more than {MAX_PARTS} parts")
+        raise FormatError(tr("the link has more than {max_parts} parts", max_parts=MAX_PARTS))
     values: dict[str, list[str]] = {}
     for key, value in parse_qsl(query):
         values.setdefault(key, []).append(value)
@@ -152,7 +164,7 @@ def parse_link(text: str) -> Link:
         link = replace(_parse_values(values), secret=secret)
     except FormatError as err:
         raise FormatError(
-            str(err), hint="the link was cut short or changed: take it whole, in quotes"
+            err.message, hint="the link was cut short or changed: take it whole, in quotes"
         ) from err
     _check_written(str(link))
     return link
@@ -187,9 +199,11 @@ def parse_peer(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     host = _to_ascii(host)
     if not (_HOST.fullmatch(host) or _is_ipv6(host)) or not re.fullmatch(r"[0-9]{1,5}", port):
-        raise FormatError(f"{text[:80]!r} is not a peer", hint="a peer is written HOST:PORT")
+        raise FormatError(
+            tr("{text!r} is not a peer", text=text[:80]), hint="a peer is written HOST:PORT"
+        )
     if not 1 <= int(port) <= 65535:
-        raise FormatError(f"{text!r} has no port within 1 to 65535")
+        raise FormatError(tr("{text!r} has no port within 1 to 65535", text=text))
     return host.strip("[]"), int(port)
 
 
@@ -214,7 +228,7 @@ def parse_mirror(text: str) -> str:
         raise FormatError("the URL of a mirror has a user's name in it", hint="leave that out")
     if not text.endswith("/") or "?" in text or "#" in text:
         raise FormatError(
-            f"{text[:80]!r} is not the URL of a mirror",
+            tr("{text!r} is not the URL of a mirror", text=text[:80]),
             hint='it ends in "/" and has neither "?" nor "#"',
         )
     return text
@@ -229,9 +243,19 @@ def format_peer(peer: tuple[str, int]) -> str:
 def _check_written(text: str) -> None:
     """Check the length of the link as it is written: quoting makes it longer."""
     if len(text) > MAX_LINK_LENGTH:
-        raise FormatError(f"the link would be longer than {MAX_LINK_LENGTH} characters, quoted")
+        raise FormatError(
+            tr(
+                "the link would be longer than {max_link_length} characters, quoted",
+                max_link_length=MAX_LINK_LENGTH,
+            )
+        )
     if text.count("&") >= MAX_PARTS:
-        raise FormatError(f"the link would have more than {MAX_PARTS} parts with its label")
+        raise FormatError(
+            tr(
+                "the link would have more than {max_parts} parts with its label",
+                max_parts=MAX_PARTS,
+            )
+        )
 
 
 def _fits(text: str) -> bool:
@@ -250,13 +274,25 @@ def _is_ipv6(host: str) -> bool:
 def _only(values: dict[str, list[str]], key: str) -> str:
     found = values.get(key, [])
     if len(found) != 1:
-        raise FormatError(f"the link has {len(found)} parts {key!r} where one is needed")
+        raise FormatError(
+            tr(
+                "the link has {found_count} parts {key!r} where one is needed",
+                found_count=len(found),
+                key=key,
+            )
+        )
     return found[0]
 
 
 def _hexadecimal(text: str, length: int, what: str) -> bytes:
     if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * length}}}", text):
-        raise FormatError(f"{what} of the link is not {2 * length} hexadecimal digits")
+        raise FormatError(
+            tr(
+                "{what} of the link is not {length} hexadecimal digits",
+                what=what,
+                length=2 * length,
+            )
+        )
     return bytes.fromhex(text)
 
 
@@ -280,7 +316,12 @@ def _secret(fragment: str) -> bytes:
     key = fragment.removeprefix(_KEY_PART)
     if not fragment.startswith(_KEY_PART) or len(key) != KEY_CHARACTERS:
         raise FormatError(
-            f"what stands behind # in the link is not {_KEY_PART} and {KEY_CHARACTERS} characters",
+            tr(
+                "what stands behind # in the link is not {key_part} and {key_characters}"
+                " characters",
+                key_part=_KEY_PART,
+                key_characters=KEY_CHARACTERS,
+            ),
             hint="take the link of the private image whole and in quotes",
         )
     try:
@@ -296,16 +337,18 @@ def _url(text: str, schemes: tuple[str, ...]) -> str:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError as err:
-        raise FormatError(f"{text[:80]!r} is not a URL: {err}") from err
+        raise FormatError(tr("{text!r} is not a URL: {err}", text=text[:80], err=err)) from err
     # urlsplit silently drops line breaks, which would end up in a request to a tracker.
     clean = text.isprintable() and " " not in text
     if not clean or parts.scheme not in schemes or not parts.hostname:
-        raise FormatError(f"{text[:80]!r} is not a URL of {', '.join(schemes)}")
+        raise FormatError(
+            tr("{text!r} is not a URL of {schemes}", text=text[:80], schemes=", ".join(schemes))
+        )
     if parts.netloc.isascii():
         return text
     user, at, place = parts.netloc.rpartition("@")
     host, colon, port = place.partition(":")
     host = _to_ascii(host)
     if not _HOST.fullmatch(host):
-        raise FormatError(f"{text[:80]!r} names no host that DNS could know")
+        raise FormatError(tr("{text!r} names no host that DNS could know", text=text[:80]))
     return urlunsplit(parts._replace(netloc=f"{user}{at}{host}{colon}{port}"))

@@ -21,6 +21,7 @@ from typing import Final
 
 from p2pcloop.errors import FormatError
 from p2pcloop.shared_library import load_library
+from p2pcloop.words import tr
 
 MAX_CHAIN_SIZE: Final = 16 << 20
 """Bytes of content of a chain: a decoder keeps as many, and who jumps to its end decodes them."""
@@ -84,12 +85,16 @@ class ChainDecoder:
         self._chunks += 1
         if self._done > MAX_CHAIN_SIZE or self._chunks > MAX_CHAIN_CHUNKS:
             raise FormatError(
-                f"a chain is longer than {MAX_CHAIN_SIZE} bytes or {MAX_CHAIN_CHUNKS} chunks"
+                tr(
+                    "a chain is longer than {max_chain_size} bytes or {max_chain_chunks} chunks",
+                    max_chain_size=MAX_CHAIN_SIZE,
+                    max_chain_chunks=MAX_CHAIN_CHUNKS,
+                )
             )
         try:
             return _unfilter(self._decompressor.decompress(stored))
         except (lzma.LZMAError, EOFError) as err:
-            raise FormatError(f"a chunk of a chain is damaged: {err}") from err
+            raise FormatError(tr("a chunk of a chain is damaged: {err}", err=err)) from err
 
 
 class ChainEncoder:
@@ -174,7 +179,9 @@ def _check_frames(stored: bytes, size: int, *, starts: bool) -> None:
         else:
             break
     if at != len(stored) or total != size:
-        raise FormatError(f"a chunk of a chain is damaged, or does not hold {size} bytes")
+        raise FormatError(
+            tr("a chunk of a chain is damaged, or does not hold {size} bytes", size=size)
+        )
 
 
 def _filter(content: bytes) -> bytes:
@@ -246,7 +253,7 @@ class _Stream(ctypes.Structure):
 def _library() -> ctypes.CDLL:
     library = load_library(
         _LIBRARY,
-        "to pack a hot layer needs the library liblzma",
+        tr("to pack a hot layer needs the library liblzma"),
         "apt install liblzma5",
     )
     pointer = ctypes.c_void_p

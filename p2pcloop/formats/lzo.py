@@ -12,6 +12,7 @@ from functools import cache
 
 from p2pcloop.errors import FormatError
 from p2pcloop.shared_library import load_library
+from p2pcloop.words import tr
 
 _LIBRARY = "liblzo2.so.2"
 _WORK_SIZE = 14 * 16384 * ctypes.sizeof(ctypes.c_short)
@@ -31,9 +32,17 @@ def decode_lzo(stored: bytes, size: int) -> bytes:
         stored, len(stored), content, ctypes.byref(length), None
     )
     if code:
-        raise FormatError(f"an LZO block is damaged or longer than {size} bytes (LZO error {code})")
+        raise FormatError(
+            tr(
+                "an LZO block is damaged or longer than {size} bytes (LZO error {code})",
+                size=size,
+                code=code,
+            )
+        )
     if length.value != size:
-        raise FormatError(f"an LZO block holds {length.value} bytes, not {size}")
+        raise FormatError(
+            tr("an LZO block holds {what} bytes, not {size}", what=length.value, size=size)
+        )
     return content.raw[:size]
 
 
@@ -60,7 +69,7 @@ def _bound(size: int) -> int:
 def _library() -> ctypes.CDLL:
     library = load_library(
         _LIBRARY,
-        "blocks compressed with LZO need the library liblzo2",
+        tr("blocks compressed with LZO need the library liblzo2"),
         "apt install liblzo2-2",
     )
     lengths = ctypes.POINTER(ctypes.c_size_t)

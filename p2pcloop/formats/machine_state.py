@@ -16,6 +16,7 @@ from p2pcloop.formats.packing import Fields
 from p2pcloop.formats.signed import MAX_TIME
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 
 Accelerator = Literal["kvm", "tcg"]
 Network = Literal["none", "user", "lan", "bridge"]
@@ -125,7 +126,7 @@ class MachineState:
         Raises:
             FormatError: one is outside its limits.
         """
-        read_machine_state(Fields(self.to_map(), "'machine' of a manifest"))
+        read_machine_state(Fields(self.to_map(), tr("'machine' of a manifest")))
 
     def to_map(self) -> dict[str, Any]:
         """Return the fields of a manifest's `machine`; default values are absent."""
@@ -174,18 +175,23 @@ def read_machine_state(fields: Fields) -> MachineState:
     )
     fields.end()
     if machine.memory_length % BLOCK_SIZE:
-        raise FormatError(f"the memory of a state is not a multiple of {BLOCK_SIZE} bytes")
+        raise FormatError(
+            tr(
+                "the memory of a state is not a multiple of {block_size} bytes",
+                block_size=BLOCK_SIZE,
+            )
+        )
     return machine
 
 
 def _matching(fields: Fields, key: str, pattern: re.Pattern[str]) -> str:
     value = fields.text(key, 1 << 10)
-    return _checked(value, f"field {key!r} of the machine of a state", pattern)
+    return _checked(value, tr("field {key!r} of the machine of a state", key=key), pattern)
 
 
 def _checked(value: object, what: str, pattern: re.Pattern[str]) -> str:
     if not isinstance(value, str) or pattern.fullmatch(value) is None:
-        raise FormatError(f"{what} is not of the form that it has")
+        raise FormatError(tr("{what} is not of the form that it has", what=what))
     return value
 
 
@@ -193,7 +199,12 @@ def _one_of(fields: Fields, key: str, known: tuple[Any, ...]) -> Any:  # noqa: A
     value = fields.text(key, 32)
     if value not in known:
         raise FormatError(
-            f"field {key!r} of the machine of a state is {value!r}, not one of {', '.join(known)}",
+            tr(
+                "field {key!r} of the machine of a state is {what!r}, not one of {known}",
+                key=key,
+                what=value,
+                known=", ".join(known),
+            ),
             hint="a newer p2pcloop may read it",
         )
     return value
@@ -203,7 +214,9 @@ def _read_devices(fields: Fields) -> tuple[str, ...]:
     if "devices" not in fields:
         return ()
     items = fields.items("devices", MAX_DEVICES)
-    return tuple(_checked(item, "a device of the machine of a state", _DEVICE) for item in items)
+    return tuple(
+        _checked(item, tr("a device of the machine of a state"), _DEVICE) for item in items
+    )
 
 
 def _read_firmware(fields: Fields) -> tuple[tuple[str, bytes], ...]:
@@ -212,5 +225,5 @@ def _read_firmware(fields: Fields) -> tuple[tuple[str, bytes], ...]:
     inner = fields.map("firmware")
     roles = inner.keys(MAX_FIRMWARE)
     for role in roles:
-        _checked(role, "the role of a firmware of a state", _ROLE)
+        _checked(role, tr("the role of a firmware of a state"), _ROLE)
     return tuple((role, inner.data(role, FIRMWARE_HASH_SIZE)) for role in sorted(roles))

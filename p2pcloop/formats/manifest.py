@@ -35,6 +35,7 @@ from p2pcloop.formats.signed import (
 )
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 
 FORMATS = (1, 2, 3, 4, 5, 6, 7)
 SIGNATURE_DOMAIN = b"p2pcloop manifest 1\0"
@@ -193,7 +194,7 @@ def sign_manifest(manifest: Manifest, private_key: Ed25519PrivateKey) -> bytes:
         MismatchError: the private key is not the one that the manifest names.
         FormatError: the manifest breaks a limit of the format.
     """
-    data = sign(_to_map(manifest), private_key, domain=SIGNATURE_DOMAIN, what="the manifest")
+    data = sign(_to_map(manifest), private_key, domain=SIGNATURE_DOMAIN, what=tr("the manifest"))
     open_manifest(data)
     return data
 
@@ -207,7 +208,7 @@ def open_manifest(data: bytes) -> SignedManifest:
     """
     body, fields, signature = unpack_signed(data, what="a manifest", limit=MAX_MANIFEST_SIZE)
     manifest = _from_map(fields)
-    verify(manifest.name, body, signature, domain=SIGNATURE_DOMAIN, what="the manifest")
+    verify(manifest.name, body, signature, domain=SIGNATURE_DOMAIN, what=tr("the manifest"))
     return SignedManifest(manifest, hashlib.sha256(body).digest(), data)
 
 
@@ -280,7 +281,7 @@ def _pack_layer(layer: LayerRef) -> dict[str, Any]:
 
 
 def _from_map(values: dict[str, Any]) -> Manifest:
-    number = check_format(values, FORMATS, "the manifest")
+    number = check_format(values, FORMATS, tr("the manifest"))
     fields = Fields(values, "a manifest")
     fields.integer("format", number, number)
     size = fields.integer("size", BLOCK_SIZE, MAX_IMAGE_SIZE)
@@ -311,7 +312,9 @@ def _from_map(values: dict[str, Any]) -> Manifest:
 
 def _check(manifest: Manifest) -> None:
     if manifest.size % BLOCK_SIZE:
-        raise FormatError(f"the manifest's size is not a multiple of {BLOCK_SIZE} bytes")
+        raise FormatError(
+            tr("the manifest's size is not a multiple of {block_size} bytes", block_size=BLOCK_SIZE)
+        )
     if manifest.withdrawn:
         parts = manifest.all_layers or manifest.profile or manifest.machine
         if parts or manifest.boot != BootParameters():
@@ -325,7 +328,7 @@ def _check(manifest: Manifest) -> None:
     layers = manifest.all_layers
     for what in ("layer_id", "torrent"):
         if len({getattr(layer, what) for layer in layers}) < len(layers):
-            raise FormatError(f"the manifest has two layers of one {what}")
+            raise FormatError(tr("the manifest has two layers of one {what}", what=what))
 
 
 def _check_state(manifest: Manifest, machine: MachineState) -> None:
@@ -368,7 +371,7 @@ def _read_ref(fields: Fields, key: str) -> ManifestRef | None:
 
 
 def _read_layer(values: object) -> LayerRef:
-    fields = Fields(values, "a layer of a manifest")
+    fields = Fields(values, tr("a layer of a manifest"))
     layer = LayerRef(
         layer_id=fields.data("id", ID_SIZE),
         torrent=fields.data("torrent", INFO_HASH_SIZE),

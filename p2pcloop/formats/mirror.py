@@ -22,6 +22,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.name import Name, parse_name
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 INDEX, PACK = "index", "pack"
 """The two files of a layer, in the order of its torrent."""
@@ -184,4 +185,6 @@ def extract_info(data: bytes, info_hash: bytes) -> bytes:
     for info in (data[len(_INFO) : -1], data[len(_INFO) : end]):
         if hashlib.sha1(info, usedforsecurity=False).digest() == info_hash:
             return info
-    raise FormatError(f"it is not the metadata of torrent {info_hash.hex()}")
+    raise FormatError(
+        tr("it is not the metadata of torrent {info_hash}", info_hash=info_hash.hex())
+    )

@@ -13,6 +13,7 @@ import re
 
 from p2pcloop.errors import FormatError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 KEY_SIZE = 32
 KEY_CHARACTERS = 52
@@ -46,7 +47,7 @@ def check_label(label: str) -> str:
     """
     if not is_label(label):
         raise FormatError(
-            f"{label[:80]!r} is not a label",
+            tr("{label!r} is not a label", label=label[:80]),
             hint="a label is 1 to 64 of a-z, 0-9, '.', '_' and '-', with a letter or digit first "
             "and last and no '..'",
         )
@@ -72,11 +73,14 @@ def parse_key(text: str) -> bytes:
     """
     if not _KEY.fullmatch(text):
         raise FormatError(
-            f"{text[:80]!r} is not a key", hint="a key is 52 of the characters a-z and 2-7"
+            tr("{text!r} is not a key", text=text[:80]),
+            hint="a key is 52 of the characters a-z and 2-7",
         )
     key = base64.b32decode(text.upper() + "====")
     if format_key(key) != text:
-        raise FormatError(f"{text!r} is not a key: its last character has bits that must be zero")
+        raise FormatError(
+            tr("{text!r} is not a key: its last character has bits that must be zero", text=text)
+        )
     return key
 
 
@@ -88,5 +92,7 @@ def parse_name(text: str) -> Name:
     """
     key, slash, label = text[1:].partition("/")
     if not text.startswith("@") or not slash:
-        raise FormatError(f"{text[:120]!r} is not a name", hint="a name is written @<key>/<label>")
+        raise FormatError(
+            tr("{text!r} is not a name", text=text[:120]), hint="a name is written @<key>/<label>"
+        )
     return Name(parse_key(key), check_label(label))

@@ -24,6 +24,7 @@ from p2pcloop.formats.overlay_remains import Remains
 from p2pcloop.formats.overlay_states import LOAD_SIZE, Run, State, StateTable, unpack_page
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 __all__ = ["Overlay", "OverlayInfo", "Run", "State"]
 
@@ -231,7 +232,9 @@ class Overlay:
             try:
                 self._table.load(start, part)
             except FormatError as err:
-                raise FormatError(f"{self.path} is damaged: {err}", hint=_RESTORE) from err
+                raise FormatError(
+                    tr("{path} is damaged: {err}", path=self.path, err=err), hint=_RESTORE
+                ) from err
 
     def leave(self, remains: Remains) -> None:
         """Leave to a successor what it has to know, if this process is killed; and take what its
@@ -407,12 +410,18 @@ def read_header(file: OverlayFile) -> Header:
         header = Header.unpack(bytes(raw))
     except FormatError as err:
         raise FormatError(
-            f"{file.path} is not a usable overlay: {err}", hint=err.hint or _RESTORE
+            tr("{path} is not a usable overlay: {err}", path=file.path, err=err),
+            hint=err.hint or _RESTORE,
         ) from err
     if size != header.file_size:
         raise FormatError(
-            f"{file.path} is {size} bytes long where {header.file_size} belong: "
-            "it was cut off, or copied in part",
+            tr(
+                "{path} is {size} bytes long where {file_size} belong: it was cut off, or"
+                " copied in part",
+                path=file.path,
+                size=size,
+                file_size=header.file_size,
+            ),
             hint="copy it again, whole; `cp --sparse=always` keeps it small",
         )
     return header

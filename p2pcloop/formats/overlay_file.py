@@ -18,6 +18,7 @@ from typing import TypeAlias
 from p2pcloop.errors import BusyError, FormatError, NotHereError, StorageError, storage_error
 from p2pcloop.formats.holes import next_data, next_hole, punch_hole
 from p2pcloop.formats.named import open_named
+from p2pcloop.words import tr
 
 _View: TypeAlias = "memoryview | bytearray | bytes"
 
@@ -52,14 +53,16 @@ class OverlayFile:
 
         def take(descriptor: int) -> None:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FormatError(f"{path} is not an overlay: it is not a regular file")
+                raise FormatError(
+                    tr("{path} is not an overlay: it is not a regular file", path=path)
+                )
             if locked:
                 cls(descriptor, path).lock(shared=read_only)
 
         try:
             descriptor = open_named(lambda: os.open(path, flags), take, path)
         except FileNotFoundError as err:
-            raise NotHereError(f"there is no overlay {path}") from err
+            raise NotHereError(tr("there is no overlay {path}", path=path)) from err
         except OSError as err:
             raise _error(err, "open", path) from err
         return cls(descriptor, path)
@@ -74,7 +77,7 @@ class OverlayFile:
         try:
             descriptor, name = tempfile.mkstemp(prefix=".overlay-", dir=folder)
         except OSError as err:
-            raise _error(err, "make a file in", folder) from err
+            raise _error(err, tr("make a file in"), folder) from err
         file = cls(descriptor, Path(name))
         try:
             file.lock()
@@ -126,7 +129,7 @@ class OverlayFile:
             fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as err:
             raise BusyError(
-                f"{self.path} is in use by another guest or program",
+                tr("{path} is in use by another guest or program", path=self.path),
                 hint="shut that one down first, or give this one an overlay of its own",
             ) from err
         except OSError as err:
@@ -166,7 +169,9 @@ class OverlayFile:
         except OSError as err:
             raise _error(err, "read", self.path) from err
         if not whole:
-            raise StorageError(f"{self.path} was cut short while in use", errno=errno.EIO)
+            raise StorageError(
+                tr("{path} was cut short while in use", path=self.path), errno=errno.EIO
+            )
 
     def write(self, offset: int, views: Sequence[memoryview | bytes]) -> None:
         """Write all of `views` at `offset`; in the page cache after that, durable after `sync`.
@@ -177,9 +182,9 @@ class OverlayFile:
         try:
             whole = _transfer(os.pwritev, self._fd, offset, views)
         except OSError as err:
-            raise _error(err, "write to", self.path) from err
+            raise _error(err, tr("write to"), self.path) from err
         if not whole:
-            raise StorageError(f"{self.path} takes no more bytes", errno=errno.EIO)
+            raise StorageError(tr("{path} takes no more bytes", path=self.path), errno=errno.EIO)
 
     def copy_data(self, source: OverlayFile) -> None:
         """Copy another file, except its holes, which this new file has already.
@@ -194,7 +199,7 @@ class OverlayFile:
                     # In the kernel, and where the file system can, without copying anything.
                     offset += os.copy_file_range(source._fd, self._fd, end - offset, offset, offset)
             except OSError as err:
-                raise _error(err, f"copy {source.path} to", self.path) from err
+                raise _error(err, tr("copy {path} to", path=source.path), self.path) from err
 
     def stretches(self) -> Iterator[tuple[int, int]]:
         """The start and the end of each stretch of the file that is no hole, in order.
@@ -234,7 +239,7 @@ class OverlayFile:
         try:
             punch_hole(self._fd, offset, length)
         except OSError as err:
-            raise _error(err, "give back room of", self.path) from err
+            raise _error(err, tr("give back room of"), self.path) from err
 
     def close(self) -> None:
         """Close the file, which also unlocks it; a second call does nothing."""
@@ -252,14 +257,16 @@ def _sync_folder(path: Path) -> None:
 
 
 _HINTS = {
-    errno.EFBIG: "put it on a file system that takes longer files",
-    errno.EEXIST: "choose another name, or remove that file if it is not needed",
-    errno.EPERM: "put it on a file system that knows hard links and holes, such as ext4",
+    errno.EFBIG: tr("put it on a file system that takes longer files"),
+    errno.EEXIST: tr("choose another name, or remove that file if it is not needed"),
+    errno.EPERM: tr("put it on a file system that knows hard links and holes, such as ext4"),
 }
 
 
 def _error(err: OSError, doing: str, path: Path) -> StorageError:
-    return storage_error(f"cannot {doing} {path}", err, hint=_HINTS.get(err.errno or 0))
+    return storage_error(
+        tr("cannot {doing} {path}", doing=doing, path=path), err, hint=_HINTS.get(err.errno or 0)
+    )
 
 
 def _transfer(

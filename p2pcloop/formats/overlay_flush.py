@@ -13,6 +13,7 @@ from p2pcloop.errors import StorageError
 from p2pcloop.formats.overlay_file import OverlayFile
 from p2pcloop.formats.overlay_header import HEADER_SIZE, PAGE_SIZE
 from p2pcloop.formats.overlay_states import StateTable, unpack_page
+from p2pcloop.words import tr
 
 
 class Flusher:
@@ -46,7 +47,10 @@ class Flusher:
         """
         if self._failed:
             raise StorageError(
-                f"{self._file.path}: an earlier flush failed, so what is on its disk is not known",
+                tr(
+                    "{path}: an earlier flush failed, so what is on its disk is not known",
+                    path=self._file.path,
+                ),
                 errno=errno.EIO,
                 hint="check the disk and boot again: all that was flushed before that is there",
             )

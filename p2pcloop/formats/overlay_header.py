@@ -9,6 +9,7 @@ from pathlib import Path
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 
 MAGIC = b"P2PCOVL\n"
 VERSION = 1
@@ -75,7 +76,7 @@ class Header:
             ValueError: a field is out of its limits, a mistake of the caller.
         """
         if (problem := self._problem()) is not None:
-            raise ValueError(f"an overlay cannot be made: {problem}")
+            raise ValueError(tr("an overlay cannot be made: {problem}", problem=problem))
         head = _FIELDS.pack(
             MAGIC,
             VERSION,
@@ -102,15 +103,23 @@ class Header:
             _FIELDS.unpack_from(raw)
         )
         if version != VERSION:
-            raise FormatError(
-                f"it has version {version} of the format, this program knows version {VERSION}",
-                hint="use the p2pcloop that made it, or a newer one",
+            told = tr(
+                "it has version {version} of the format, this program knows version {known}",
+                version=version,
+                known=VERSION,
             )
+            raise FormatError(told, hint="use the p2pcloop that made it, or a newer one")
         body, reserved = raw[: -_CRC.size], raw[_FIELDS.size : -_CRC.size]
         if _CRC.unpack(raw[-_CRC.size :]) != (zlib.crc32(body),):
             raise FormatError("the checksum of its header is wrong: the header is damaged")
         if flags & ~_FILES or any(reserved) or block_size != BLOCK_SIZE:
-            raise FormatError(f"flags {flags:#x}, blocks of {block_size} bytes: not known here")
+            raise FormatError(
+                tr(
+                    "flags {flags:#x}, blocks of {block_size} bytes: not known here",
+                    flags=flags,
+                    block_size=block_size,
+                )
+            )
         try:
             text = name.rstrip(b"\0").decode()
         except UnicodeDecodeError as err:
@@ -140,21 +149,30 @@ class Header:
         """
         if mode not in (None, self.mode):
             raise MismatchError(
-                f"{path} is an overlay of mode {self.mode}: it holds "
+                tr("{path} is an overlay of mode {mode}: it holds ", path=path, mode=self.mode)
                 + (
-                    "a file system of changed files"
+                    tr("a file system of changed files")
                     if self.files
-                    else "changed blocks of the image"
+                    else tr("changed blocks of the image")
                 )
-                + f"; mode {mode} is needed here",
-                hint=f"`p2pcloop boot` takes it with --overlay-mode {self.mode} or without that"
-                " option; or give another file name to start anew",
+                + tr("; mode {mode} is needed here", mode=mode),
+                hint=tr(
+                    "`p2pcloop boot` takes it with --overlay-mode {mode} or without that option; or"
+                    " give another file name to start anew",
+                    mode=self.mode,
+                ),
             )
         if image_id not in (None, self.image_id):
             name = f"{self.name}, " if self.name else ""
             raise MismatchError(
-                f"{path} was made on another image: {name}image id {self.image_id.hex()};"
-                f" this one is {(image_id or b'').hex()}",
+                tr(
+                    "{path} was made on another image: {name}image id {image_id}; this one is"
+                    " {image_id2}",
+                    path=path,
+                    name=name,
+                    image_id=self.image_id.hex(),
+                    image_id2=(image_id or b"").hex(),
+                ),
                 hint="use it with that one (an older version of a name: --at), or give another"
                 " file name to start anew",
             )
@@ -162,13 +180,20 @@ class Header:
     def _problem(self) -> str | None:
         """The name of a field that is out of its limits, or None."""
         if self.image_size % BLOCK_SIZE or not BLOCK_SIZE <= self.image_size <= MAX_IMAGE_SIZE:
-            return f"an image of {self.image_size} bytes is not 1 to 2^32 blocks of {BLOCK_SIZE}"
+            return tr(
+                "an image of {image_size} bytes is not 1 to 2^32 blocks of {block_size}",
+                image_size=self.image_size,
+                block_size=BLOCK_SIZE,
+            )
         if len(self.image_id) != ID_SIZE or self.manifest_id == _NO_ID:
-            return "an id is not a SHA-256"
+            return tr("an id is not a SHA-256")
         if self.manifest_id is not None and len(self.manifest_id) != ID_SIZE:
-            return "the manifest's id is not a SHA-256"
+            return tr("the manifest's id is not a SHA-256")
         if len(self.name.encode()) > MAX_NAME_SIZE or not self.name.isprintable():
-            return f"the name is longer than {MAX_NAME_SIZE} bytes or not printable"
+            return tr(
+                "the name is longer than {max_name_size} bytes or not printable",
+                max_name_size=MAX_NAME_SIZE,
+            )
         if not 0 <= self.created <= MAX_CREATED:
-            return f"the time {self.created} is not a date"
+            return tr("the time {created} is not a date", created=self.created)
         return None

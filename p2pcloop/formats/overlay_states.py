@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.overlay_header import PAGE_SIZE
+from p2pcloop.words import tr
 
 LOAD_SIZE = 1 << 20
 """Bytes of the table that are read together; whole pages."""
@@ -84,7 +85,7 @@ class StateTable:
         if part.count(0) == len(part):
             return
         if (wrong := _NO_STATE.search(part)) is not None:
-            raise FormatError(f"block {start + wrong.start()} has no valid state")
+            raise FormatError(tr("block {start} has no valid state", start=start + wrong.start()))
         if any(part[max(0, self.count - start) :]):
             raise FormatError("it has states past its last block")
         for at in range(0, len(part), PAGE_SIZE):

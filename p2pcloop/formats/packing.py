@@ -13,14 +13,15 @@ from typing import Any
 import msgpack
 
 from p2pcloop.errors import FormatError
+from p2pcloop.words import tr
 
 _TYPE_NAMES = {
     dict: "a map",
     list: "a list",
     str: "text",
     bytes: "bytes",
-    int: "an integer",
-    bool: "true or false",
+    int: tr("an integer"),
+    bool: tr("true or false"),
 }
 
 
@@ -42,14 +43,23 @@ def unpack_canonical(data: bytes, what: str, limit: int) -> dict[str, Any]:
         FormatError: too long, not msgpack, not a map, or not canonical.
     """
     if len(data) > limit:
-        raise FormatError(f"{what} of {len(data)} bytes is over the limit of {limit}")
+        raise FormatError(
+            tr(
+                "{what} of {data_count} bytes is over the limit of {limit}",
+                what=what,
+                data_count=len(data),
+                limit=limit,
+            )
+        )
     try:
         value = msgpack.unpackb(data, raw=False, strict_map_key=True)
         if not isinstance(value, dict) or pack_canonical(value) != data:
-            raise FormatError(f"the bytes of {what} are not a canonical msgpack map")
+            raise FormatError(tr("the bytes of {what} are not a canonical msgpack map", what=what))
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as err:
-        why = "they are a web page, of a login perhaps" if data.lstrip()[:1] == b"<" else err
-        raise FormatError(f"the bytes of {what} are not msgpack: {why}") from err
+        why = tr("they are a web page, of a login perhaps") if data.lstrip()[:1] == b"<" else err
+        raise FormatError(
+            tr("the bytes of {what} are not msgpack: {why}", what=what, why=why)
+        ) from err
     return value
 
 
@@ -62,7 +72,7 @@ class Fields:
 
     def __init__(self, values: object, what: str) -> None:
         if not isinstance(values, dict):
-            raise FormatError(f"{what} is not a map")
+            raise FormatError(tr("{what} is not a map", what=what))
         self._values = dict(values)
         self._what = what
 
@@ -72,22 +82,39 @@ class Fields:
     def keys(self, limit: int) -> tuple[str, ...]:
         """The names of the fields that are left, of which there are at most `limit`."""
         if len(self._values) > limit:
-            raise FormatError(f"{self._what} has more than {limit} fields")
+            raise FormatError(
+                tr("{what} has more than {limit} fields", what=self._what, limit=limit)
+            )
         return tuple(self._values)
 
     def _take(self, key: str, kind: type) -> Any:  # noqa: ANN401  narrowed by the callers
         if key not in self._values:
-            raise FormatError(f"{self._what} has no field {key!r}")
+            raise FormatError(tr("{what} has no field {key!r}", what=self._what, key=key))
         value = self._values.pop(key)
         if type(value) is not kind:
-            raise FormatError(f"field {key!r} of {self._what} is not {_TYPE_NAMES[kind]}")
+            raise FormatError(
+                tr(
+                    "field {key!r} of {what} is not {type_names}",
+                    key=key,
+                    what=self._what,
+                    type_names=_TYPE_NAMES[kind],
+                )
+            )
         return value
 
     def integer(self, key: str, low: int, high: int) -> int:
         """An integer with low <= value <= high."""
         value: int = self._take(key, int)
         if not low <= value <= high:
-            raise FormatError(f"field {key!r} of {self._what} is not within {low} to {high}")
+            raise FormatError(
+                tr(
+                    "field {key!r} of {what} is not within {low} to {high}",
+                    key=key,
+                    what=self._what,
+                    low=low,
+                    high=high,
+                )
+            )
         return value
 
     def boolean(self, key: str) -> bool:
@@ -99,14 +126,28 @@ class Fields:
         """Exactly `length` bytes."""
         value: bytes = self._take(key, bytes)
         if len(value) != length:
-            raise FormatError(f"field {key!r} of {self._what} is not {length} bytes long")
+            raise FormatError(
+                tr(
+                    "field {key!r} of {what} is not {length} bytes long",
+                    key=key,
+                    what=self._what,
+                    length=length,
+                )
+            )
         return value
 
     def blob(self, key: str, limit: int) -> bytes:
         """At most `limit` bytes."""
         value: bytes = self._take(key, bytes)
         if len(value) > limit:
-            raise FormatError(f"field {key!r} of {self._what} is longer than {limit} bytes")
+            raise FormatError(
+                tr(
+                    "field {key!r} of {what} is longer than {limit} bytes",
+                    key=key,
+                    what=self._what,
+                    limit=limit,
+                )
+            )
         return value
 
     def optional_data(self, key: str, length: int) -> bytes | None:
@@ -117,7 +158,9 @@ class Fields:
         """Text of at most `limit` characters, without control characters."""
         value: str = self._take(key, str)
         if len(value) > limit or not value.isprintable():
-            raise FormatError(f"field {key!r} of {self._what} is too long or not printable")
+            raise FormatError(
+                tr("field {key!r} of {what} is too long or not printable", key=key, what=self._what)
+            )
         return value
 
     def path(self, key: str, limit: int) -> str:
@@ -127,25 +170,36 @@ class Fields:
         """
         value: str = self._take(key, str)
         if len(os.fsencode(value)) > limit or "\0" in value:
-            raise FormatError(f"field {key!r} of {self._what} is no path, or too long")
+            raise FormatError(
+                tr("field {key!r} of {what} is no path, or too long", key=key, what=self._what)
+            )
         return value
 
     def items(self, key: str, limit: int) -> list[Any]:
         """A list of at most `limit` items."""
         value: list[Any] = self._take(key, list)
         if len(value) > limit:
-            raise FormatError(f"field {key!r} of {self._what} has more than {limit} items")
+            raise FormatError(
+                tr(
+                    "field {key!r} of {what} has more than {limit} items",
+                    key=key,
+                    what=self._what,
+                    limit=limit,
+                )
+            )
         return value
 
     def map(self, key: str) -> Fields:
         """A map, as fields of its own."""
-        return Fields(self._take(key, dict), f"{key!r} of {self._what}")
+        return Fields(self._take(key, dict), tr("{key!r} of {what}", key=key, what=self._what))
 
     def end(self) -> None:
         """Check that no field is left."""
         if self._values:
             extra = ", ".join(sorted(map(repr, self._values)))
-            raise FormatError(f"{self._what} has unknown fields: {extra}")
+            raise FormatError(
+                tr("{what} has unknown fields: {extra}", what=self._what, extra=extra)
+            )
 
 
 def _sorted(value: Any) -> Any:  # noqa: ANN401  any msgpack value

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from p2pcloop.errors import FormatError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 MAX_PARTITIONS = 256
 _SECTORS = (512, 4096)
@@ -176,4 +177,8 @@ def _mbr_use(kind: int) -> str:
 
 
 def _cut_off(claimed: int, size: int) -> str:
-    return f"it is cut off: its partitions take {claimed} bytes, and {size} are here"
+    return tr(
+        "it is cut off: its partitions take {claimed} bytes, and {size} are here",
+        claimed=claimed,
+        size=size,
+    )

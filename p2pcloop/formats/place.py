@@ -13,6 +13,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.link import parse_mirror
 from p2pcloop.formats.name import Name, parse_name
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,10 @@ def parse_place(text: str) -> Place:
     if is_url(text):
         if not at:
             raise FormatError(
-                f"{text[:120]!r} does not end in a name",
+                tr("{text!r} does not end in a name", text=text[:120]),
                 hint="an image on the web is written https://HOST/DIR/@<key>/<label>",
             )
         base = parse_mirror(base)
     elif base and not base.endswith("/"):
-        raise FormatError(f"{text[:120]!r} has no `/` before the `@` of a name")
+        raise FormatError(tr("{text!r} has no `/` before the `@` of a name", text=text[:120]))
     return Place(parse_name(at + name), base)

@@ -20,6 +20,7 @@ from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.formats.signed import MAX_TIME, check_format, sign, unpack_signed, verify
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 
 FORMAT = 1
 SIGNATURE_DOMAIN = b"p2pcloop profile 1\0"
@@ -93,7 +94,13 @@ def unpack_touches(data: bytes, *, blocks: int = MAX_IMAGE_SIZE // BLOCK_SIZE) -
         FormatError: damaged, over a limit, or blocks that are not of the device.
     """
     if len(data) > MAX_TOUCHES_SIZE:
-        raise FormatError(f"a profile of {len(data)} bytes is over {MAX_TOUCHES_SIZE}")
+        raise FormatError(
+            tr(
+                "a profile of {data_count} bytes is over {max_touches_size}",
+                data_count=len(data),
+                max_touches_size=MAX_TOUCHES_SIZE,
+            )
+        )
     try:
         frame = zstandard.get_frame_parameters(data)
         if not 0 < frame.content_size <= _MAX_UNPACKED:
@@ -101,7 +108,7 @@ def unpack_touches(data: bytes, *, blocks: int = MAX_IMAGE_SIZE // BLOCK_SIZE) -
         plain = zstandard.ZstdDecompressor().decompress(data, read_across_frames=False)
         numbers = msgpack.unpackb(plain, max_array_len=3 * MAX_TOUCHES)
     except (zstandard.ZstdError, ValueError, msgpack.UnpackException) as err:
-        raise FormatError(f"a profile is damaged: {err}") from err
+        raise FormatError(tr("a profile is damaged: {err}", err=err)) from err
     if not isinstance(numbers, list) or len(numbers) % 3 or not _are_integers(numbers):
         raise FormatError("a profile is not a list of touches")
     return list(_touches(numbers, blocks))
@@ -133,7 +140,7 @@ def pack_profile(profile: Profile) -> bytes:
 def sign_profile(profile: Profile, private_key: Ed25519PrivateKey) -> bytes:
     """Write a profile to be passed on, signed by the user who answers for it."""
     fields = _to_map(profile) | {"key": private_key.public_key().public_bytes_raw()}
-    return sign(fields, private_key, domain=SIGNATURE_DOMAIN, what="the profile")
+    return sign(fields, private_key, domain=SIGNATURE_DOMAIN, what=tr("the profile"))
 
 
 def is_profile(start: bytes) -> bool:
@@ -155,7 +162,7 @@ def open_profile(data: bytes) -> Profile:
     profile = _from_map(values, signed=True)
     assert profile.key is not None
     name = Name(profile.key, "profile")
-    verify(name, body, signature, domain=SIGNATURE_DOMAIN, what="the profile")
+    verify(name, body, signature, domain=SIGNATURE_DOMAIN, what=tr("the profile"))
     return profile
 
 
@@ -222,7 +229,7 @@ def _to_map(profile: Profile) -> dict[str, object]:
 
 
 def _from_map(values: dict[str, object], *, signed: bool) -> Profile:
-    check_format(values, (FORMAT,), "the profile")
+    check_format(values, (FORMAT,), tr("the profile"))
     fields = Fields(values, "a profile")
     fields.integer("format", FORMAT, FORMAT)
     profile = Profile(

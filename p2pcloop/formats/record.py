@@ -21,6 +21,7 @@ from p2pcloop.formats.signed import (
     verify,
 )
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 FORMAT_VERSION = 1
 SIGNATURE_DOMAIN = b"p2pcloop record 1\0"
@@ -82,7 +83,7 @@ def sign_record(record: Record, private_key: Ed25519PrivateKey) -> bytes:
         "manifest": record.manifest_id,
         "torrent": record.manifest_torrent,
     }
-    data = sign(fields, private_key, domain=SIGNATURE_DOMAIN, what="the record")
+    data = sign(fields, private_key, domain=SIGNATURE_DOMAIN, what=tr("the record"))
     open_record(data)
     return data
 
@@ -95,7 +96,7 @@ def open_record(data: bytes) -> SignedRecord:
         MismatchError: the signature is not by the key that the record names.
     """
     body, values, signature = unpack_signed(data, what="a record", limit=MAX_RECORD_SIZE)
-    check_format(values, (FORMAT_VERSION,), "the record")
+    check_format(values, (FORMAT_VERSION,), tr("the record"))
     fields = Fields(values, "a record")
     fields.integer("format", FORMAT_VERSION, FORMAT_VERSION)
     record = Record(
@@ -107,5 +108,5 @@ def open_record(data: bytes) -> SignedRecord:
         manifest_torrent=fields.data("torrent", INFO_HASH_SIZE),
     )
     fields.end()
-    verify(record.name, body, signature, domain=SIGNATURE_DOMAIN, what="the record")
+    verify(record.name, body, signature, domain=SIGNATURE_DOMAIN, what=tr("the record"))
     return SignedRecord(record, data)

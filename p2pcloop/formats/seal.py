@@ -15,6 +15,7 @@ import os
 from typing import Self
 
 from p2pcloop.errors import MismatchError, UsageError
+from p2pcloop.words import tr
 
 SECRET_SIZE = 32
 SALT_SIZE = 32
@@ -140,4 +141,10 @@ def _derive(secret: bytes, salt: bytes, info: bytes, length: int) -> bytes:
 
 def _check_length(secret: bytes) -> None:
     if len(secret) != SECRET_SIZE:
-        raise UsageError(f"the key of a private image is {SECRET_SIZE} bytes, not {len(secret)}")
+        raise UsageError(
+            tr(
+                "the key of a private image is {secret_size} bytes, not {secret_count}",
+                secret_size=SECRET_SIZE,
+                secret_count=len(secret),
+            )
+        )

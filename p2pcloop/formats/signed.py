@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
+from p2pcloop.words import tr
 
 MAX_TIME = 253_402_300_799
 """The last second of the year 9999: dates have four digits for the year."""
@@ -31,7 +32,9 @@ def sign(
         MismatchError: the private key is not the one that the map names.
     """
     if private_key.public_key().public_bytes_raw() != fields["key"]:
-        raise MismatchError(f"{what} names another key than the one that is to sign it")
+        raise MismatchError(
+            tr("{what} names another key than the one that is to sign it", what=what)
+        )
     body = pack_canonical(fields)
     return pack_canonical({"body": body, "signature": private_key.sign(domain + body)})
 
@@ -59,7 +62,7 @@ def verify(name: Name, body: bytes, signature: bytes, *, domain: bytes, what: st
         Ed25519PublicKey.from_public_bytes(name.key).verify(signature, domain + body)
     except (InvalidSignature, ValueError) as err:
         raise MismatchError(
-            f"{what} of {name} is not signed by that key",
+            tr("{what} of {name} is not signed by that key", what=what, name=name),
             hint="it was changed on the way or forged: fetch it anew from its signer",
         ) from err
 
@@ -74,6 +77,11 @@ def check_format(fields: dict[str, Any], known: tuple[int, ...], what: str) -> i
     if type(number) is int and number in known:
         return number
     raise FormatError(
-        f"{what} is of format {number!r}; this program reads {' and '.join(map(str, known))}",
+        tr(
+            "{what} is of format {number!r}; this program reads {str}",
+            what=what,
+            number=number,
+            str=" and ".join(map(str, known)),
+        ),
         hint="a newer p2pcloop may read it",
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from p2pcloop.errors import FormatError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 _BLOCK = 512
 _MAX_NAME = 1 << 12
@@ -123,14 +124,14 @@ class TarReader:
         padding = -size % _BLOCK
         if kind in (_LONG_NAME, _LONG_LINK):
             if not 0 < size <= _MAX_NAME:
-                raise FormatError(f"a name in a tar file is {size} bytes long")
+                raise FormatError(tr("a name in a tar file is {size} bytes long", size=size))
             self._name_type, self._name_size, self._skipped = kind, size, 0
             self._name_size += padding
             return None
         try:
             known = Kind(b"0" if kind == b"7" else kind)
         except ValueError:
-            raise FormatError(f"a tar file has a member of type {kind!r}") from None
+            raise FormatError(tr("a tar file has a member of type {kind!r}", kind=kind)) from None
         if known is Kind.FILE:
             self._content, self._skipped = size, padding
         name = block[:100].partition(b"\0")[0]
@@ -159,5 +160,5 @@ def _number(field: bytes) -> int:
             raise FormatError("a tar file is damaged: a number in a header is none")
         value = int(digits or b"0", 8)
     if value > _MAX_SIZE:
-        raise FormatError(f"a number in a tar file is too large: {value}")
+        raise FormatError(tr("a number in a tar file is too large: {what}", what=value))
     return value

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from p2pcloop.errors import FormatError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 MAGIC = "p2pcloop timeline 1"
 MAX_SIZE = 1 << 20
@@ -88,7 +89,7 @@ def decode_timeline(data: bytes) -> Timeline:
         FormatError: it is none, or too long.
     """
     if len(data) > 2 * MAX_SIZE:
-        raise FormatError(f"a timeline of {len(data)} bytes is too long")
+        raise FormatError(tr("a timeline of {data_count} bytes is too long", data_count=len(data)))
     first, *lines = data.decode("ascii", "replace").split("\n")[:-1] or [""]
     magic, _, start = first.rpartition(" ")
     if magic != MAGIC:

@@ -7,6 +7,7 @@ from typing import Protocol
 from isal import isal_zlib
 
 from p2pcloop.errors import FormatError
+from p2pcloop.words import tr
 
 
 def decode_block(data: bytes | memoryview, block_size: int) -> bytes:
@@ -23,7 +24,7 @@ def decode_block(data: bytes | memoryview, block_size: int) -> bytes:
     try:
         block = stream.decompress(data, block_size + 1)
     except isal_zlib.error as err:  # type: ignore[misc]  # its stub gives an instance for the class
-        raise FormatError(f"a zlib stream is damaged: {err}") from err
+        raise FormatError(tr("a zlib stream is damaged: {err}", err=err)) from err
     check_stream(stream, block, block_size, "a zlib stream")
     return block
 
@@ -51,10 +52,23 @@ def check_stream(stream: Stream, content: bytes, size: int, what: str) -> None:
         FormatError: cut off, of another size, or followed by something.
     """
     if len(content) > size:
-        raise FormatError(f"{what} holds more than {size} bytes")
+        raise FormatError(tr("{what} holds more than {size} bytes", what=what, size=size))
     if not stream.eof:
-        raise FormatError(f"{what} is cut off")
+        raise FormatError(tr("{what} is cut off", what=what))
     if len(content) != size:
-        raise FormatError(f"{what} holds {len(content)} bytes, not {size}")
+        raise FormatError(
+            tr(
+                "{what} holds {content_count} bytes, not {size}",
+                what=what,
+                content_count=len(content),
+                size=size,
+            )
+        )
     if stream.unused_data:
-        raise FormatError(f"{len(stream.unused_data)} bytes follow {what}")
+        raise FormatError(
+            tr(
+                "{unused_data_count} bytes follow {what}",
+                unused_data_count=len(stream.unused_data),
+                what=what,
+            )
+        )

@@ -17,6 +17,7 @@ from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.bits import Bits
 from p2pcloop.store.have import HaveView
+from p2pcloop.words import tr
 
 ARRIVALS_LIMIT = 16 << 20
 """Bytes that have arrived and were not read yet. The oldest are dropped: most of them are durable
@@ -70,7 +71,7 @@ class LocalContent:
         try:
             data = os.pread(self._fd, length, offset - len(self._index))
         except OSError as err:
-            raise storage_error(f"cannot read {self._path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=self._path), err) from err
         if len(data) != length:
             self.reject(offset, length, "a part of the file")
         return data
@@ -87,7 +88,11 @@ class LocalContent:
     def reject(self, offset: int, length: int, what: str) -> NoReturn:  # noqa: ARG002  see Content
         """See `Content.reject`."""
         raise CorruptError(
-            f"{what} in {self._path} does not match its hash: the file has changed",
+            tr(
+                "{what} in {path} does not match its hash: the file has changed",
+                what=what,
+                path=self._path,
+            ),
             hint="restore the file; as long as it is used, it must stay as it is",
         )
 
@@ -175,8 +180,11 @@ class StoredContent:
         if (offset, length) in self._healed:
             self._healed.remove((offset, length))
             raise CorruptError(
-                f"{what} does not match its hash though it came as published: the publisher's "
-                "own data contradicts itself",
+                tr(
+                    "{what} does not match its hash though it came as published: the publisher's"
+                    " own data contradicts itself",
+                    what=what,
+                ),
                 hint="ask the publisher to publish the image again",
             )
         raise Missing([ByteRange(self._torrent, offset, length, heal=True)])
@@ -208,7 +216,7 @@ class StoredContent:
         except FileNotFoundError:
             return b""
         except OSError as err:
-            raise storage_error(f"cannot read {self._directory}", err) from err
+            raise storage_error(tr("cannot read {path}", path=self._directory), err) from err
 
     def _open_file(self, name: str) -> int:
         """Open a file of the torrent when a piece of it is here; before, it may not exist."""
@@ -224,4 +232,4 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
-        raise storage_error(f"cannot open {path}", err) from err
+        raise storage_error(tr("cannot open {path}", path=path), err) from err

@@ -19,6 +19,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.chain import Decode, OpenChains
 from p2pcloop.image.content import Content
+from p2pcloop.words import tr
 
 Elsewhere = Callable[[Chunk], bytes | None]
 """Returns the verified content of a chunk from another place on this machine, or None."""
@@ -94,7 +95,7 @@ def load_header(content: Content, layer_id: bytes, length: int) -> IndexHeader:
         Missing: the header is not here.
         FormatError: it is what was signed and yet cannot be right.
     """
-    return read_header(_verified(content, 0, length, layer_id, "the index header of a layer"))
+    return read_header(_verified(content, 0, length, layer_id, tr("the index header of a layer")))
 
 
 def load_page(
@@ -131,7 +132,7 @@ def read_page_bytes(content: Content, header: IndexHeader, number: int) -> bytes
     """
     offset, length = header.page_extent(number)
     digest = header.page_hashes[number]
-    return _verified(content, offset, length, digest, "a page of a chunk table")
+    return _verified(content, offset, length, digest, tr("a page of a chunk table"))
 
 
 class PageCache:
@@ -210,7 +211,11 @@ class Layer:
         """Read and verify the layer's map; errors as of the constructor."""
         header, pack = self.header, self._packs[0]
         stored = _verified(
-            self._content, header.length, header.map_length, header.map_hash, "the map of a layer"
+            self._content,
+            header.length,
+            header.map_length,
+            header.map_hash,
+            tr("the map of a layer"),
         )
         return read_map(header, stored, seal=pack.seal)
 

@@ -19,6 +19,7 @@ from p2pcloop.image.layer import Layer, Pack, PageCache, load_header
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
 from p2pcloop.store.home import Home
 from p2pcloop.store.kept import KeptChunks
+from p2pcloop.words import tr
 
 MAX_HEADERS_SIZE = 2 * MAX_HEADER_SIZE
 """Bytes of the index headers of all layers together: hashes of pages of 2^25 chunks."""
@@ -108,13 +109,17 @@ class StoredImage:
         runs = sum(self._headers[ref.layer_id].run_count for ref in self._manifest.layers)
         if runs > MAX_RUNS:
             raise _too_large(
-                f"the maps of the image's layers have {runs} runs in all, over the limit of"
-                f" {MAX_RUNS}"
+                tr(
+                    "the maps of the image's layers have {runs} runs in all, over the limit of"
+                    " {max_runs}",
+                    runs=runs,
+                    max_runs=MAX_RUNS,
+                )
             )
         _all_at_once(self._load_layer, self._manifest.layers)
         layers = [self._layers[ref.layer_id] for ref in self._manifest.layers]
         if layers[-1].header.image_size != self._manifest.size:
-            raise _mismatch("the image has another size than the manifest says")
+            raise _mismatch(tr("the image has another size than the manifest says"))
         return MergedImage(
             layers, cache_size=cache_size, spill=spill, also_close=self._close_elsewhere
         )
@@ -144,7 +149,7 @@ class StoredImage:
             return
         header = load_header(self._contents[ref.torrent], ref.layer_id, ref.header_length)
         if (header.index_length, header.pack_length) != (ref.index_length, ref.pack_length):
-            raise _mismatch("a layer has other sizes than the manifest says")
+            raise _mismatch(tr("a layer has other sizes than the manifest says"))
         self._headers[ref.layer_id] = header
 
     def _load_layer(self, ref: LayerRef) -> None:
@@ -222,8 +227,12 @@ def check_headers(wanted: Iterable[LayerRef]) -> None:
     size = sum(ref.header_length for ref in wanted)
     if size > MAX_HEADERS_SIZE:
         raise UsageError(
-            f"the headers of the image's layers have {size} bytes in all, over the limit of"
-            f" {MAX_HEADERS_SIZE}",
+            tr(
+                "the headers of the image's layers have {size} bytes in all, over the limit of"
+                " {max_headers_size}",
+                size=size,
+                max_headers_size=MAX_HEADERS_SIZE,
+            ),
             hint="join the layers first: `p2pcloop squash`",
         )
 

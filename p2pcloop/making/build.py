@@ -21,6 +21,7 @@ from p2pcloop.formats.index import build_index
 from p2pcloop.frozen import dataclass
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 
 CHUNK_SIZE = 64 << 10
 """Bytes of a chunk of our packs: as in a cloop, the unit that a boot without a profile reads."""
@@ -215,7 +216,9 @@ def check_image_size(size: int) -> int:
         UsageError: the image is empty or larger than 16 TiB.
     """
     if not 0 < size <= MAX_IMAGE_SIZE:
-        raise UsageError(f"an image of {size} bytes cannot be used: it must hold 1 to 2^44 bytes")
+        raise UsageError(
+            tr("an image of {size} bytes cannot be used: it must hold 1 to 2^44 bytes", size=size)
+        )
     return -(-size // BLOCK_SIZE) * BLOCK_SIZE
 
 
@@ -241,7 +244,7 @@ def _scan(
         if len(data) != length:
             # Else its lost end would be published as zeros.
             raise FormatError(
-                f"the image became shorter than {size} bytes while it was read",
+                tr("the image became shorter than {size} bytes while it was read", size=size),
                 hint="leave it alone while it is read, and try again",
             )
         pieces = []

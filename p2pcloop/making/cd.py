@@ -28,6 +28,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.making.image_file import Part
 from p2pcloop.making.local import inspect_file
 from p2pcloop.making.qemu_img import start_tool
+from p2pcloop.words import tr
 
 _MEMORY = 2 << 30
 """Bytes of address space for xorriso: a stranger's CD decides how many files it has."""
@@ -73,7 +74,7 @@ def starts_as_cd(path: Path) -> bool:
         with path.open("rb") as file:
             return is_iso(file.read(_HEAD))
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(tr("cannot read {path}", path=path), err) from err
 
 
 def open_cd(path: Path, name: Path) -> LiveCd:
@@ -89,17 +90,24 @@ def open_cd(path: Path, name: Path) -> LiveCd:
     """
     file = inspect_file(path)
     if file.kind != "iso":
-        raise UsageError(f"{name} is no CD image", hint="give the .iso whose boot files to take")
+        raise UsageError(
+            tr("{name} is no CD image", name=name), hint="give the .iso whose boot files to take"
+        )
     if not file.parts[0].name:
         raise UsageError(
-            f"{name} is no live CD: its root is the CD itself, and not a file on it",
+            tr("{name} is no live CD: its root is the CD itself, and not a file on it", name=name),
             hint="copy its files, change them there, and write them with `xorriso -as mkisofs`",
         )
     more = [part.name for part in file.parts[1:]]
     if more and not all(_KNOPPIX.fullmatch(part.name) for part in file.parts):
         raise UsageError(
-            f"the image on {name} is of several files ({', '.join(more)} over"
-            f" {file.parts[0].name}), which only the CD's own initramfs joins",
+            tr(
+                "the image on {name} is of several files ({more} over {name2}), which only the"
+                " CD's own initramfs joins",
+                name=name,
+                more=", ".join(more),
+                name2=file.parts[0].name,
+            ),
             hint="of such CDs only KNOPPIX's are written",
         )
     with path.open("rb") as opened:
@@ -168,11 +176,15 @@ def write_cd(cd: LiveCd, image: Path, out: Path, progress: Callable[[int, int], 
             errors.seek(0)
             said = " ".join(errors.read(4096).decode("utf-8", "replace").split())
     except OSError as err:
-        raise storage_error(f"cannot write {out}", err) from err
+        raise storage_error(tr("cannot write {path}", path=out), err) from err
     if code:
         if os.strerror(errno.ENOSPC) in said:
-            raise StorageError(f"cannot write {out}: {said[:300]}", errno=errno.ENOSPC)
-        raise FormatError(f"xorriso cannot write {cd.name} again: {said[:300] or code}")
+            raise StorageError(
+                tr("cannot write {out}: {said}", out=out, said=said[:300]), errno=errno.ENOSPC
+            )
+        raise FormatError(
+            tr("xorriso cannot write {cd} again: {said}", cd=cd.name, said=said[:300] or code)
+        )
     _check(cd, image, out)
 
 
@@ -240,6 +252,6 @@ def _check(cd: LiveCd, image: Path, out: Path) -> None:
     wanted = [(cd.images[0].name, image.stat().st_size)]
     if [(part.name, part.extents.size) for part in found.parts] != wanted:
         raise FormatError(
-            f"xorriso has not put the image into its place on {cd.name}",
+            tr("xorriso has not put the image into its place on {cd}", cd=cd.name),
             hint="the CD's directories may be of a kind that it does not read",
         )

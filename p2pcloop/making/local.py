@@ -37,6 +37,7 @@ from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.opened import OpenImage
 from p2pcloop.making.parts import find_partition, find_parts
 from p2pcloop.units import SECTOR_SIZE
+from p2pcloop.words import tr
 
 
 def inspect_file(path: Path, *, partition: int = 0, raw: bool = False) -> ImageFile:
@@ -75,7 +76,9 @@ def inspect_copy(
         # Check this before it is opened: to open a FIFO waits for a writer.
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            raise UsageError(f"{name} is not a file: a regular one or a block device is needed")
+            raise UsageError(
+                tr("{name} is not a file: a regular one or a block device is needed", name=name)
+            )
         with path.open("rb") as file:
             found = ImageFile(
                 path.resolve(),
@@ -89,12 +92,12 @@ def inspect_copy(
             found = _identify(found, file.fileno(), partition, raw=raw)
     except FileNotFoundError as err:
         raise NotHereError(
-            f"there is no file {name}", hint="give the path of a file that is here"
+            tr("there is no file {name}", name=name), hint="give the path of a file that is here"
         ) from err
     except OSError as err:
-        raise UsageError(f"{name} cannot be read: {err.strerror}") from err
+        raise UsageError(tr("{name} cannot be read: {why}", name=name, why=err.strerror)) from err
     if partition and found.kind not in ("disk", *CONTAINERS):
-        raise UsageError(f"{name} has no partitions", hint="leave out --partition")
+        raise UsageError(tr("{name} has no partitions", name=name), hint="leave out --partition")
     if found.kind in ("cloop", "iso", "disk"):
         with OpenImage(found.path, found.parts, found.name) as image:
             image.check_whole()
@@ -104,12 +107,16 @@ def inspect_copy(
 def _check_use(file: ImageFile, name: Path, partition: int, *, raw: bool) -> None:
     """Refuse a file that cannot be used so, whatever it holds; see `inspect_file`."""
     if not file.size:
-        raise UsageError(f"{name} is empty: an image holds at least one byte")
+        raise UsageError(tr("{name} is empty: an image holds at least one byte", name=name))
     if raw and partition:
         raise UsageError("--raw takes the whole disk, --partition a part of it")
     if file.is_device and (where := _written_at(file.path)):
         raise BusyError(
-            f"{name} is mounted at {where} and may be written while it is read",
+            tr(
+                "{name} is mounted at {where} and may be written while it is read",
+                name=name,
+                where=where,
+            ),
             hint="unmount it, mount it read-only, or take a snapshot (LVM)",
         )
 
@@ -154,17 +161,21 @@ def _identify(file: ImageFile, fd: int, partition: int, *, raw: bool) -> ImageFi
         return replace(file, kind="disk", inside=(part,))
     check_whole(head, file.size, str(file.name))
     if holds in NO_FILE_SYSTEM:
-        return replace(file, doubt=f"it is {describe(holds)}")
+        return replace(file, doubt=tr("it is {holds}", holds=describe(holds)))
     return file if holds else _doubtful(file, head, tail)
 
 
 def _doubtful(file: ImageFile, head: bytes, tail: bytes) -> ImageFile:
     what, hint = describe_other(head, tail)
     if what:
-        raise UsageError(f"{file.name} is no disk image: it is {what}", hint=hint)
+        raise UsageError(
+            tr("{file} is no disk image: it is {what}", file=file.name, what=what), hint=hint
+        )
     if file.size < SECTOR_SIZE:
-        return replace(file, doubt=f"it has {file.size} bytes, and a sector of a disk has 512")
-    return replace(file, doubt=f"it holds {describe('')}")
+        return replace(
+            file, doubt=tr("it has {size} bytes, and a sector of a disk has 512", size=file.size)
+        )
+    return replace(file, doubt=tr("it holds {describe}", describe=describe("")))
 
 
 @contextmanager
@@ -179,7 +190,7 @@ def unchanged(file: ImageFile) -> Iterator[None]:
     yield
     if _facts(file.path) != before:
         raise BusyError(
-            f"{file.name} was written to while it was read",
+            tr("{file} was written to while it was read", file=file.name),
             hint="end what uses it, and try again",
         )
 
@@ -207,19 +218,19 @@ def open_local(
     """
     if file.kind == "overlay":
         raise UsageError(
-            f"{file.name} is an overlay, not an image",
+            tr("{file} is an overlay, not an image", file=file.name),
             hint="`p2pcloop info` names the image that it was made on: give that; boot, run, "
             "block and export take the overlay as --overlay",
         )
     if file.kind == "profile":
-        raise UsageError(f"{file.name} is a profile, not an image")
+        raise UsageError(tr("{file} is a profile, not an image", file=file.name))
     try:
         if cache is None or file.is_device:  # a device has no stamp that shows a change
             index = make_index(file, progress)
         else:
             index = _cached_index(file, cache, progress)
     except OSError as err:
-        raise storage_error(f"cannot use {err.filename or file.path}", err) from err
+        raise storage_error(tr("cannot use {path}", path=err.filename or file.path), err) from err
     layer = Layer(LocalContent(file.path, index), open_index(index))
     return MergedImage([layer], cache_size=cache_size, spill=spill)
 
@@ -263,7 +274,7 @@ def _facts(path: Path) -> tuple[int, ...]:
     try:
         status = path.stat()
     except OSError as err:
-        raise storage_error(f"cannot look at {path}", err) from err
+        raise storage_error(tr("cannot look at {path}", path=path), err) from err
     return status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino
 
 

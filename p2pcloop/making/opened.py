@@ -19,6 +19,7 @@ from p2pcloop.formats.index import IndexHeader, build_index, open_index, read_ma
 from p2pcloop.making.build import Progress, can_stay, check_image_size, index_cloop, index_raw
 from p2pcloop.making.image_file import Part
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 ALIGNMENT = 1 << 20
 """Where the parts of a device begin: at multiples of this, which is a multiple of every chunk's
@@ -43,7 +44,11 @@ class OpenPart:
             FormatError: a cloop that is damaged.
         """
         self._extents = part.extents
-        self._what = f"{part.name} on {name or path}" if part.name else f"{name or path}"
+        self._what = (
+            tr("{part} on {name}", part=part.name, name=name or path)
+            if part.name
+            else f"{name or path}"
+        )
         self._cloop: CloopFile | None = None
         self.format = part.kind
         self.start = start
@@ -93,9 +98,17 @@ class OpenPart:
         """Why its bytes cannot be chunks of an index in place; "" if they can."""
         if self._cloop is not None and not can_stay(self._cloop):
             size = self._cloop.index.header.block_size
-            return f"{self._what} has blocks of {size} bytes, which are not whole blocks of 4 KiB"
+            return tr(
+                "{what} has blocks of {size} bytes, which are not whole blocks of 4 KiB",
+                what=self._what,
+                size=size,
+            )
         if len(self._extents) > 1:
-            return f"{self._what} lies in {len(self._extents)} places"
+            return tr(
+                "{what} lies in {extents_count} places",
+                what=self._what,
+                extents_count=len(self._extents),
+            )
         return ""
 
     def index(self, progress: Progress) -> bytes:
@@ -133,7 +146,7 @@ class OpenImage:
                     self._parts.append(OpenPart(path, part, start, stack, name))
                     self.size = start + self._parts[-1].size
             except OSError as err:
-                raise storage_error(f"cannot read {name or path}", err) from err
+                raise storage_error(tr("cannot read {name}", name=name or path), err) from err
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:

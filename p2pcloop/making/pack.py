@@ -13,6 +13,7 @@ from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.opened import OpenImage
 from p2pcloop.making.targets import FileTarget
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 
 def write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[IndexHeader, str]:
@@ -31,7 +32,7 @@ def write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[Ind
     try:
         return _write_layer(file, staging, progress)
     except OSError as err:
-        raise storage_error(f"cannot use {err.filename or staging}", err) from err
+        raise storage_error(tr("cannot use {path}", path=err.filename or staging), err) from err
 
 
 def _write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[IndexHeader, str]:
@@ -44,7 +45,7 @@ def _write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[In
         else:
             with (work / "pack").open("wb") as pack:
                 index = pack_raw(image.read, image.size, pack, progress, image.next_data)
-    remark = f"{why}: it is repacked into the node's home" if why else ""
+    remark = tr("{why}: it is repacked into the node's home", why=why) if why else ""
     return finish_layer(staging, index), remark
 
 

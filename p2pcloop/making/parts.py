@@ -15,6 +15,7 @@ from p2pcloop.formats.iso import IsoFile, read_iso
 from p2pcloop.formats.partitions import Partition, read_partitions
 from p2pcloop.making.image_file import Part
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _MAX_LISTED = 12
 _CLOSED = ("LVM2_member", "crypto_LUKS", "BitLocker", "linux_raid_member")
@@ -41,17 +42,23 @@ def find_parts(fd: int, size: int, name: Path) -> tuple[tuple[Part, ...], tuple[
         iso = read_iso(fd, size)
         if len(iso.images) > MAX_ROOTS:
             raise FormatError(
-                f"it has {len(iso.images)} images, and at most {MAX_ROOTS} are joined",
+                tr(
+                    "it has {images_count} images, and at most {max_roots} are joined",
+                    images_count=len(iso.images),
+                    max_roots=MAX_ROOTS,
+                ),
                 hint="mount it, and seed the one that is its root",
             )
         parts = tuple(_to_part(fd, file) for file in iso.images)
     except FormatError as err:
-        raise FormatError(f"{name}: {err}", hint=err.hint) from err
+        raise FormatError(tr("{name}: {err}", name=name, err=err), hint=err.hint) from err
     if iso.unknown:
         more = len(iso.unknown) - _MAX_LISTED
-        found = ", ".join(iso.unknown[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+        found = ", ".join(iso.unknown[:_MAX_LISTED]) + (
+            tr(" and {more} more", more=more) if more > 0 else ""
+        )
         raise UsageError(
-            f"{name} is a live CD of a kind that is not known: {found}",
+            tr("{name} is a live CD of a kind that is not known: {found}", name=name, found=found),
             hint="mount it, and seed the one of these that is its root; --raw takes the CD itself",
         )
     return parts or (Part("", "raw", Extents([(0, size)])),), iso.notes
@@ -65,9 +72,13 @@ def _to_part(fd: int, file: IsoFile) -> Part:
     found = detect_filesystem(head)
     if found in ROOT_TYPES:
         return Part(file.name, "raw", file.extents)
-    what = f"is {describe(found)}" if found else "may be encrypted"
+    what = tr("is {found}", found=describe(found)) if found else tr("may be encrypted")
     raise FormatError(
-        f"{file.name} on it is neither a cloop nor a file system that is known: it {what}",
+        tr(
+            "{file} on it is neither a cloop nor a file system that is known: it {what}",
+            file=file.name,
+            what=what,
+        ),
         hint="decrypt or unpack it, and seed what comes out",
     )
 
@@ -89,7 +100,7 @@ def find_partition(fd: int, size: int, number: int, name: Path) -> Part:
     try:
         table = read_partitions(lambda at, length: os.pread(fd, length, at), size)
     except FormatError as err:
-        raise FormatError(f"{name}: {err}", hint=err.hint) from err
+        raise FormatError(tr("{name}: {err}", name=name, err=err), hint=err.hint) from err
     heads = {each.number: os.pread(fd, PROBE_SIZE, each.offset) for each in table}
     if number:
         chosen = [each for each in table if each.number == number]
@@ -97,18 +108,26 @@ def find_partition(fd: int, size: int, number: int, name: Path) -> Part:
         chosen = _may_be_root(table, heads)
     if len(chosen) == 1:
         part = chosen[0]
-        return Part(f"partition {part.number}", "raw", Extents([(part.offset, part.size)]))
+        return Part(
+            tr("partition {number}", number=part.number), "raw", Extents([(part.offset, part.size)])
+        )
     listed = "; ".join(_describe(each, heads[each.number]) for each in table[:_MAX_LISTED])
     if number:
-        what = f"has no partition {number}"
+        what = tr("has no partition {number}", number=number)
     elif chosen:
-        what = "has several partitions that may be the root"
+        what = tr("has several partitions that may be the root")
     else:
-        what = f"has no partition that is known to be a root ({', '.join(ROOT_TYPES)})"
-    hint = "choose one with --partition N; --raw takes the whole disk"
+        what = tr(
+            "has no partition that is known to be a root ({root_types})",
+            root_types=", ".join(ROOT_TYPES),
+        )
+    hint = tr("choose one with --partition N; --raw takes the whole disk")
     if any(detect_filesystem(head) == "LVM2_member" for head in heads.values()):
-        hint += "; of LVM seed the volume (`losetup -fP`, `vgchange -ay`, /dev/GROUP/VOLUME)"
-    raise UsageError(f"{name} {what}: {listed or 'none at all'}", hint=hint)
+        hint += tr("; of LVM seed the volume (`losetup -fP`, `vgchange -ay`, /dev/GROUP/VOLUME)")
+    raise UsageError(
+        tr("{name} {what}: {listed}", name=name, what=what, listed=listed or tr("none at all")),
+        hint=hint,
+    )
 
 
 def _may_be_root(table: tuple[Partition, ...], heads: dict[int, bytes]) -> list[Partition]:

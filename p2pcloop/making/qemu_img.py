@@ -20,6 +20,7 @@ from p2pcloop.errors import FormatError, NeedsPackageError, StorageError, storag
 from p2pcloop.formats.containers import DISK_FORMATS, check_alone
 from p2pcloop.making.build import Progress, check_image_size
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 _MEMORY = 2 << 30
 """Bytes of address space for qemu-img: a stranger's image decides how much it allocates."""
@@ -68,7 +69,10 @@ def unpack_disk(kind: str, path: Path, out: Path, progress: Progress, *, name: P
         device = _device_size(source, fd, name)
         checked = _run(["check", "-q", source], fd, timeout=None)
         if checked.returncode not in (0, _LEAKS, _NO_CHECK):
-            raise FormatError(f"{name} is damaged or cut off: {_said(checked)}", hint=_AGAIN)
+            raise FormatError(
+                tr("{name} is damaged or cut off: {checked}", name=name, checked=_said(checked)),
+                hint=_AGAIN,
+            )
         check_room(out.parent, _data_size(source, fd, size, name), name)
         _convert(source, fd, out, lambda share: progress(int(share * device)), name)
 
@@ -92,8 +96,10 @@ def pack_qcow2(raw: Path, out: Path, *, name: Path) -> None:
     if done.returncode:
         said = _said(done)
         if os.strerror(errno.ENOSPC) in said:
-            raise storage_error(f"cannot write {name}", OSError(errno.ENOSPC, ""))
-        raise StorageError(f"qemu-img cannot write {name}: {said}", errno=errno.EIO)
+            raise storage_error(tr("cannot write {name}", name=name), OSError(errno.ENOSPC, ""))
+        raise StorageError(
+            tr("qemu-img cannot write {name}: {said}", name=name, said=said), errno=errno.EIO
+        )
 
 
 def _as_json(kind: str, fd: int) -> str:
@@ -113,7 +119,9 @@ def _device_size(source: str, fd: int, name: Path) -> int:
     try:
         size = int(json.loads(done.stdout)["virtual-size"])
     except (ValueError, KeyError, TypeError) as err:
-        raise FormatError(f"qemu-img cannot read {name}: {_said(done)}", hint=_AGAIN) from err
+        raise FormatError(
+            tr("qemu-img cannot read {name}: {done}", name=name, done=_said(done)), hint=_AGAIN
+        ) from err
     check_image_size(size)
     return size
 
@@ -127,10 +135,16 @@ def check_room(folder: Path, needed: int, name: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + RESERVE:
         raise StorageError(
-            f"there is no room for the content of {name}: it needs {format_size(needed)} more, and"
-            f" of {format_size(free)} that are free, {format_size(RESERVE)} stay so",
+            tr(
+                "there is no room for the content of {name}: it needs {needed} more, and of"
+                " {free} that are free, {reserve} stay so",
+                name=name,
+                needed=format_size(needed),
+                free=format_size(free),
+                reserve=format_size(RESERVE),
+            ),
             errno=errno.ENOSPC,
-            hint=f"free some space where {folder} is, or choose another --home",
+            hint=tr("free some space where {folder} is, or choose another --home", folder=folder),
         )
 
 
@@ -152,10 +166,18 @@ def _data_size(source: str, fd: int, size: int, name: Path) -> int:
         errors.seek(0)
         if process.returncode:
             said = _words(errors.read(4096), process.returncode)
-            raise FormatError(f"qemu-img cannot read {name}: {said}", hint=_AGAIN)
+            raise FormatError(
+                tr("qemu-img cannot read {name}: {said}", name=name, said=said), hint=_AGAIN
+            )
     if end > size:
         raise FormatError(
-            f"{name} is cut off: it says that it has {end} bytes, and {size} are here", hint=_AGAIN
+            tr(
+                "{name} is cut off: it says that it has {end} bytes, and {size} are here",
+                name=name,
+                end=end,
+                size=size,
+            ),
+            hint=_AGAIN,
         )
     return data
 
@@ -176,11 +198,15 @@ def _convert(
         message = _words(said, process.returncode)
         if os.strerror(errno.ENOSPC) in message:
             raise StorageError(
-                f"there is no room for the content of {name}",
+                tr("there is no room for the content of {name}", name=name),
                 errno=errno.ENOSPC,
-                hint=f"free some space where {out.parent} is, or choose another --home",
+                hint=tr(
+                    "free some space where {parent} is, or choose another --home", parent=out.parent
+                ),
             )
-        raise FormatError(f"qemu-img cannot read {name}: {message}", hint=_AGAIN)
+        raise FormatError(
+            tr("qemu-img cannot read {name}: {message}", name=name, message=message), hint=_AGAIN
+        )
 
 
 def _run(
@@ -192,7 +218,8 @@ def _run(
         except subprocess.TimeoutExpired as late:
             process.kill()
             raise FormatError(
-                f"qemu-img needs more than {timeout:.0f} s for a header", hint=_AGAIN
+                tr("qemu-img needs more than {timeout:.0f} s for a header", timeout=timeout),
+                hint=_AGAIN,
             ) from late
         except BaseException:
             process.kill()
@@ -232,7 +259,8 @@ def start_tool(
         )
     except FileNotFoundError as err:
         raise NeedsPackageError(
-            f"{command[0]} is needed for this image", hint=f"apt install {package}"
+            tr("{command} is needed for this image", command=command[0]),
+            hint=tr("apt install {package}", package=package),
         ) from err
     with suppress(
         OSError
@@ -248,5 +276,7 @@ def _said(done: subprocess.CompletedProcess[bytes]) -> str:
 def _words(said: bytes, code: int) -> str:
     """The start of its message, without the name that stands for the descriptor."""
     lines = said.decode("utf-8", "replace").splitlines()
-    text = next((line.strip() for line in lines if line.strip()), f"it ended with {code}")
+    text = next(
+        (line.strip() for line in lines if line.strip()), tr("it ended with {code}", code=code)
+    )
     return _OUR_NAME.sub("", text)[:300]

@@ -16,6 +16,7 @@ from typing import IO
 
 from p2pcloop.errors import FormatError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 MAX_ANSWER = 1 << 30
 """Bytes of the tar file: some four million files."""
@@ -108,7 +109,9 @@ def read_comparison(answer: IO[bytes]) -> Comparison:
             for member in tar:
                 file = tar.extractfile(member)
                 if file is None or member.size > MAX_ANSWER:
-                    raise FormatError(f"the guest's answer has a bad part {member.name}")
+                    raise FormatError(
+                        tr("the guest's answer has a bad part {member}", member=member.name)
+                    )
                 parts[member.name] = file.read()
         return Comparison(
             upper=_entries(parts["upper.stat"], parts["upper.hash"], complete=False),
@@ -117,7 +120,7 @@ def read_comparison(answer: IO[bytes]) -> Comparison:
             new=_entries(parts["new.stat"], parts["new.hash"]),
         )
     except (tarfile.TarError, KeyError, ValueError, OverflowError) as err:
-        raise FormatError(f"the guest's answer cannot be read: {err}") from err
+        raise FormatError(tr("the guest's answer cannot be read: {err}", err=err)) from err
 
 
 def _paths(data: bytes) -> Iterator[bytes]:
@@ -150,7 +153,7 @@ def _entries(stats: bytes, hashes: bytes, *, complete: bool = True) -> dict[byte
         digest = digests.get(path, b"")
         if complete and not digest and (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
             name = path.decode(errors="replace")
-            raise FormatError(f"the guest could not read {name}")
+            raise FormatError(tr("the guest could not read {name}", name=name))
         device = int(fields[4], 16), int(fields[5], 16)
         if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
             device = 0, 0

@@ -11,6 +11,7 @@ from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.making.changes import Stretch, Target
 from p2pcloop.making.targets import FileTarget, JoinedTarget
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 
 class Memory(Protocol):
@@ -94,7 +95,14 @@ def state_target(
     }
     for what, (size, said) in found.items():
         if size != said:
-            raise FormatError(f"the {what} of the guest has {size} bytes, and {said} were said")
+            raise FormatError(
+                tr(
+                    "the {what} of the guest has {size} bytes, and {said} were said",
+                    what=what,
+                    size=size,
+                    said=said,
+                )
+            )
     return JoinedTarget(
         (0, disk),
         (machine.memory.start, memory),

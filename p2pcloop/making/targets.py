@@ -15,6 +15,7 @@ from p2pcloop.image.zeros import files_device
 from p2pcloop.making.build import NextData, Read, check_image_size, no_holes
 from p2pcloop.making.changes import Stretch, Target
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 _SPAN = 1 << 20
 """Blocks whose states in an overlay are read together."""
@@ -56,7 +57,10 @@ class FileTarget:
         data = self._read(offset, min(length, self._length - offset))
         if len(data) != min(length, self._length - offset):
             raise FormatError(
-                f"the image became shorter than {self._length} bytes while it was read",
+                tr(
+                    "the image became shorter than {length} bytes while it was read",
+                    length=self._length,
+                ),
                 hint="leave it alone while it is read, and try again",
             )
         return data.ljust(length, b"\0")

@@ -21,6 +21,7 @@ from p2pcloop.formats.filesystem import PROBE_SIZE
 from p2pcloop.making.build import Progress
 from p2pcloop.making.qemu_img import check_room, start_tool, unpack_disk
 from p2pcloop.units import MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 
 _IN = 64 << 10
 _ZSTD_IN = 2 << 10
@@ -67,7 +68,7 @@ def unpack(
             content = _decompress(kind, file, name)
             sparse.fill(content if raw else _start_checked(content, name), progress)
     except OSError as err:
-        raise storage_error(f"cannot use {err.filename or name}", err) from err
+        raise storage_error(tr("cannot use {path}", path=err.filename or name), err) from err
 
 
 def _start_checked(content: Iterator[bytes], name: Path) -> Iterator[bytes]:
@@ -77,7 +78,9 @@ def _start_checked(content: Iterator[bytes], name: Path) -> Iterator[bytes]:
             head = data[:PROBE_SIZE]
             what, hint = describe_other(head, b"")
             if what and not detect_container(head, b"") and not is_cloop(head):
-                raise UsageError(f"{name} is no disk image: it holds {what}", hint=hint)
+                raise UsageError(
+                    tr("{name} is no disk image: it holds {what}", name=name, what=what), hint=hint
+                )
         yield data
 
 
@@ -120,7 +123,9 @@ class SparseFile:
         """
         assert self._file is not None, "it was entered"
         if self.size + len(data) > MAX_IMAGE_SIZE:
-            raise FormatError(f"{self._name} holds more than the 16 TiB that an image may have")
+            raise FormatError(
+                tr("{name} holds more than the 16 TiB that an image may have", name=self._name)
+            )
         for at in range(0, len(data), _BLOCK):
             block = data[at : at + _BLOCK]
             if block != _ZEROS[: len(block)]:
@@ -250,14 +255,17 @@ def _decompress(kind: str, file: BinaryIO, name: Path) -> Iterator[bytes]:
                 left = decoder.wrapped.unused_data if decoder.wrapped.eof else b""
             ended = decoder.wrapped.eof
     except MemoryError as err:
-        raise FormatError(f"{name} needs too much memory to be unpacked") from err
+        raise FormatError(tr("{name} needs too much memory to be unpacked", name=name)) from err
     except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError) as err:
         if isinstance(err, OSError) and err.errno:
             raise
-        raise FormatError(f"{name} is damaged, and cannot be unpacked: {err}", hint=_AGAIN) from err
+        raise FormatError(
+            tr("{name} is damaged, and cannot be unpacked: {err}", name=name, err=err), hint=_AGAIN
+        ) from err
     if not ended:
         raise FormatError(
-            f"{name} is cut off: its compressed data does not end within the file", hint=_AGAIN
+            tr("{name} is cut off: its compressed data does not end within the file", name=name),
+            hint=_AGAIN,
         )
 
 
@@ -295,7 +303,7 @@ def unpack_nested(path: Path, offset: int, out: Path, progress: Progress, *, nam
                 sparse.fill(_unsquashfs(fd, ["-cat"], offset, inner[:1], name), progress)
             return True
     except OSError as err:
-        raise storage_error(f"cannot use {err.filename or name}", err) from err
+        raise storage_error(tr("cannot use {path}", path=err.filename or name), err) from err
 
 
 def _unsquashfs(
@@ -316,4 +324,6 @@ def _unsquashfs(
         if process.wait():
             errors.seek(0)
             said = " ".join(errors.read(4096).decode("utf-8", "replace").split())[:300]
-            raise FormatError(f"{name} is damaged: unsquashfs says: {said}", hint=_AGAIN)
+            raise FormatError(
+                tr("{name} is damaged: unsquashfs says: {said}", name=name, said=said), hint=_AGAIN
+            )

@@ -12,6 +12,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.picture.chunk_map import EARLIER, OWN, Cell, ChunkMap, State
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloop.words import tr
 
 COLUMNS = 64
 CELL = 5
@@ -28,10 +29,10 @@ _LABEL = 40
 
 _STATES = {
     State.HERE: "here",
-    State.UNUSED: "fetched, and not read by the boot",
-    State.COMING: "on its way",
+    State.UNUSED: tr("fetched, and not read by the boot"),
+    State.COMING: tr("on its way"),
     State.MISSING: "missing",
-    State.EMPTY: "zeros, nothing is stored",
+    State.EMPTY: tr("zeros, nothing is stored"),
 }
 
 
@@ -90,7 +91,7 @@ def _by_state(chunk_map: ChunkMap) -> Panel:
         for state, what in _STATES.items()
         if chunk_map.states[state]
     }
-    return _panel("What is here", chunk_map, labels, lambda cell: cell.state.name.lower())
+    return _panel(tr("What is here"), chunk_map, labels, lambda cell: cell.state.name.lower())
 
 
 def _by_sender(chunk_map: ChunkMap) -> Panel:
@@ -99,31 +100,35 @@ def _by_sender(chunk_map: ChunkMap) -> Panel:
     kinds = {name: f"sender-{number}" for number, name in enumerate(ranked[:_SENDERS], 1)}
     kinds |= dict.fromkeys(ranked[_SENDERS:], "others") | {EARLIER: EARLIER, OWN: OWN}
     words = {kind: printable(name) for name, kind in kinds.items()}
-    words |= {"others": "others", EARLIER: "here before, or not known who", OWN: "published here"}
+    words |= {
+        "others": "others",
+        EARLIER: tr("here before, or not known who"),
+        OWN: tr("published here"),
+    }
     sizes: dict[str, int] = {}
     for name in [*ranked, OWN, EARLIER]:
         sizes[kinds[name]] = sizes.get(kinds[name], 0) + senders.get(name, 0)
     labels = {kind: f"{_cut(words[kind])}, {_size(n)}" for kind, n in sizes.items() if n}
-    labels |= {"missing": "not here"}
+    labels |= {"missing": tr("not here")}
 
     def kind_of(cell: Cell) -> str:
         if cell.sender is not None:
             return kinds[cell.sender]
         return "empty" if cell.state is State.EMPTY else "missing"
 
-    return _panel("Who sent it", chunk_map, labels, kind_of)
+    return _panel(tr("Who sent it"), chunk_map, labels, kind_of)
 
 
 def _by_order(chunk_map: ChunkMap) -> Panel:
     labels = {f"order-{number}": "" for number in range(1, _ORDERS + 1)}
-    labels["order-1"] = "read first"
-    labels[f"order-{_ORDERS}"] = f"read last, after {chunk_map.seconds:.1f} s"
-    labels["unread"] = "not read by it"
+    labels["order-1"] = tr("read first")
+    labels[f"order-{_ORDERS}"] = tr("read last, after {seconds:.1f} s", seconds=chunk_map.seconds)
+    labels["unread"] = tr("not read by it")
 
     def kind_of(cell: Cell) -> str:
         return "unread" if cell.order is None else f"order-{int(cell.order * _ORDERS) + 1}"
 
-    title = f"When the boot read it, {_size(chunk_map.touched)}"
+    title = tr("When the boot read it, {touched}", touched=_size(chunk_map.touched))
     return _panel(title, chunk_map, labels, kind_of)
 
 

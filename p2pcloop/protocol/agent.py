@@ -28,6 +28,7 @@ import os
 from collections.abc import Sequence
 
 from p2pcloop.errors import UsageError
+from p2pcloop.words import tr
 
 MAX_WORDS = 1 << 12
 MAX_COMMAND = 1 << 16
@@ -51,7 +52,11 @@ def check_command(words: Sequence[bytes]) -> None:
     """
     if not words or len(words) > MAX_WORDS or sum(map(len, words)) > MAX_COMMAND:
         raise UsageError(
-            f"a guest's command has 1 to {MAX_WORDS} words, of {MAX_COMMAND >> 10} KiB together",
+            tr(
+                "a guest's command has 1 to {max_words} words, of {max_command} KiB together",
+                max_words=MAX_WORDS,
+                max_command=MAX_COMMAND >> 10,
+            ),
             hint="pass longer data through its standard input",
         )
     if any(b"\0" in word for word in words):

@@ -24,6 +24,7 @@ import msgpack
 from p2pcloop import errors
 from p2pcloop.errors import DaemonError, FormatError, P2pcloopError, StorageError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 CONTROL_VERSION = 1
 
@@ -142,7 +143,13 @@ class ControlReceiver:
             return None
         length = int.from_bytes(self._buffer[start:body])
         if not 0 < length <= MAX_FRAME:
-            raise RemoteControlError(f"a control message of {length} bytes (1 to {MAX_FRAME})")
+            raise RemoteControlError(
+                tr(
+                    "a control message of {length} bytes (1 to {max_frame})",
+                    length=length,
+                    max_frame=MAX_FRAME,
+                )
+            )
         return body + length if len(self._buffer) >= body + length else None
 
 
@@ -156,9 +163,17 @@ def encode(message: Message) -> bytes:
         # Names of files need not be Unicode: their bytes are sent unchanged (PEP 383).
         body: bytes = msgpack.packb(_to_map(message), unicode_errors="surrogateescape")
     except (TypeError, ValueError, OverflowError) as err:
-        raise LocalControlError(f"a {type(message).__name__} cannot be sent: {err}") from err
+        raise LocalControlError(
+            tr("a {name} cannot be sent: {err}", name=type(message).__name__, err=err)
+        ) from err
     if len(body) > MAX_FRAME:
-        raise LocalControlError(f"a {type(message).__name__} of {len(body)} bytes is too large")
+        raise LocalControlError(
+            tr(
+                "a {name} of {body_count} bytes is too large",
+                name=type(message).__name__,
+                body_count=len(body),
+            )
+        )
     return len(body).to_bytes(_LENGTH) + body
 
 
@@ -182,7 +197,9 @@ def decode(frame: bytes | memoryview) -> Message:
             max_map_len=MAX_ITEMS,
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as err:
-        raise RemoteControlError(f"a control message is not msgpack as agreed: {err}") from err
+        raise RemoteControlError(
+            tr("a control message is not msgpack as agreed: {err}", err=err)
+        ) from err
     if not isinstance(value, dict):
         raise RemoteControlError("a control message is not a map")
     return _from_map(value)
@@ -236,7 +253,13 @@ def _is_id(value: object) -> bool:
 
 def _check_name(name: str) -> None:
     if not 0 < len(name) <= MAX_NAME:
-        raise RemoteControlError(f"a name of {len(name)} characters (1 to {MAX_NAME} may be)")
+        raise RemoteControlError(
+            tr(
+                "a name of {name_count} characters (1 to {max_name} may be)",
+                name_count=len(name),
+                max_name=MAX_NAME,
+            )
+        )
 
 
 def _error_to_map(error: P2pcloopError) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from p2pcloop.errors import FormatError
+from p2pcloop.words import tr
 
 ROOT: Final = 1
 """The number of the root's node."""
@@ -305,7 +306,7 @@ def parse(data: memoryview) -> Request:
     try:
         length, operation, unique, node, _, _, _, extensions, _ = _IN_HEADER.unpack_from(data)
     except struct.error as err:
-        raise KernelProtocolError(f"a request is cut off: {err}") from err
+        raise KernelProtocolError(tr("a request is cut off: {err}", err=err)) from err
     if length != len(data):
         return Refused(unique, errno.EIO)
     body = data[_IN_HEADER.size : length - 8 * extensions]
@@ -313,6 +314,17 @@ def parse(data: memoryview) -> Request:
         return _parse_body(operation, unique, node, body)
     except (KernelProtocolError, struct.error):
         return Refused(unique, errno.EIO)
+
+
+def _forget_many(body: memoryview) -> Forget:
+    count, _ = _COUNT.unpack_from(body)
+    size = _FORGOTTEN.size
+    rest = body[_COUNT.size : _COUNT.size + count * size]
+    if len(rest) != count * size:
+        raise KernelProtocolError(
+            tr("{count} nodes to forget take more bytes than came", count=count)
+        )
+    return Forget([(each, lookups) for each, lookups in _FORGOTTEN.iter_unpack(rest)])
 
 
 def _parse_body(operation: int, unique: int, node: int, body: memoryview) -> Request:  # noqa: C901  one case a request
@@ -329,12 +341,7 @@ def _parse_body(operation: int, unique: int, node: int, body: memoryview) -> Req
         case Operation.FORGET:
             return Forget([(node, *_NUMBER.unpack_from(body))])
         case Operation.BATCH_FORGET:
-            count, _ = _COUNT.unpack_from(body)
-            size = _FORGOTTEN.size
-            rest = body[_COUNT.size : _COUNT.size + count * size]
-            if len(rest) != count * size:
-                raise KernelProtocolError(f"{count} nodes to forget take more bytes than came")
-            return Forget([(each, lookups) for each, lookups in _FORGOTTEN.iter_unpack(rest)])
+            return _forget_many(body)
         case Operation.OPEN | Operation.OPENDIR:
             flags, _ = _OPEN_IN.unpack_from(body)
             return Open(unique, node, flags, operation == Operation.OPENDIR)
@@ -391,8 +398,13 @@ def reply_to_init(init: Init, *, readahead: int = 1 << 31) -> bytes:
     """
     if init.major != _MAJOR or init.minor < _MINOR:
         raise KernelProtocolError(
-            f"this kernel speaks version {init.major}.{init.minor} of FUSE: {_MAJOR}.{_MINOR} is"
-            " needed",
+            tr(
+                "this kernel speaks version {major}.{minor} of FUSE: {major2}.{minor2} is needed",
+                major=init.major,
+                minor=init.minor,
+                major2=_MAJOR,
+                minor2=_MINOR,
+            ),
             hint="take Linux 5.4 or later",
         )
     flags = init.flags & _WANTED

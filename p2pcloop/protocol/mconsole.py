@@ -11,6 +11,7 @@ import struct
 
 from p2pcloop.errors import FormatError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 MAGIC = 0xCAFEBABE
 VERSION = 2
@@ -53,12 +54,18 @@ def decode_reply(packet: bytes) -> Reply:
         FormatError: it is shorter than its header says, or larger than an answer may be.
     """
     if not _HEADER.size <= len(packet) <= MAX_PACKET:
-        raise FormatError(f"a management console's answer of {len(packet)} bytes")
+        raise FormatError(
+            tr("a management console's answer of {packet_count} bytes", packet_count=len(packet))
+        )
     error, more, length = _HEADER.unpack_from(packet)
     data = packet[_HEADER.size :]
     if length > len(data):
         raise FormatError(
-            f"a management console's answer says {length} bytes of text but has {len(data)}"
+            tr(
+                "a management console's answer says {length} bytes of text but has {data_count}",
+                length=length,
+                data_count=len(data),
+            )
         )
     text = data[:length].rstrip(b"\0").decode(errors="replace")
     return Reply(failed=error != 0, more=more != 0, text=text)

@@ -39,6 +39,7 @@ from p2pcloop.protocol.nbd_export import (
 from p2pcloop.protocol.nbd_options import Then, answer_option, chosen_export
 from p2pcloop.protocol.nbd_reply import Replies
 from p2pcloop.protocol.nbd_wire import LocalProtocolError, RemoteProtocolError
+from p2pcloop.words import tr
 
 MAX_INPUT_PAYLOAD: Final = 128 << 10
 """Bytes up to which the payload of a WRITE is passed on in the input buffer itself."""
@@ -264,7 +265,7 @@ class NbdServer:
             return Signal.NEED_DATA
         (flags,) = wire.CLIENT_FLAGS.unpack(data)
         if flags & ~(wire.FLAG_FIXED_NEWSTYLE | wire.FLAG_NO_ZEROES):
-            raise RemoteProtocolError(f"unknown client flags {flags:#x}")
+            raise RemoteProtocolError(tr("unknown client flags {flags:#x}", flags=flags))
         self._agreed.no_zeroes = bool(flags & wire.FLAG_NO_ZEROES)
         self._enter(_State.OPTION)
         return None
@@ -277,7 +278,9 @@ class NbdServer:
             raise RemoteProtocolError("an option does not start with IHAVEOPT")
         if length > MAX_OPTION:
             if length > MAX_SKIPPED_OPTION or option == wire.OPT_EXPORT_NAME:
-                raise RemoteProtocolError(f"option {option} has {length} bytes of data")
+                raise RemoteProtocolError(
+                    tr("option {option} has {length} bytes of data", option=option, length=length)
+                )
             return self._refuse(wire.option_reply(option, wire.REP_ERR_TOO_BIG), length)
         self._option = option, length
         self._enter(_State.OPTION_DATA)
@@ -324,13 +327,19 @@ class NbdServer:
         request = wire.REQUEST.unpack_from(self._input, start)
         magic, flags, command, cookie, offset, length = request
         if magic != wire.REQUEST_MAGIC:
-            raise RemoteProtocolError(f"a request starts with {magic:#010x}")
+            raise RemoteProtocolError(tr("a request starts with {magic:#010x}", magic=magic))
         if command == wire.CMD_DISC:
             self._enter(_State.CLOSED)
             return None
         writes = command == wire.CMD_WRITE
         if writes and length > (largest := self._export.max_payload):
-            raise RemoteProtocolError(f"a WRITE of {length} bytes: the limit is {largest}")
+            raise RemoteProtocolError(
+                tr(
+                    "a WRITE of {length} bytes: the limit is {largest}",
+                    length=length,
+                    largest=largest,
+                )
+            )
         refusal = check_request(self._export, self._agreed, command, flags, offset, length)
         if refusal is not None:
             reply = self.replies.error(cookie, *refusal)

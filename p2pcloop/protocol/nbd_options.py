@@ -19,6 +19,7 @@ from p2pcloop.protocol.nbd_export import (
 )
 from p2pcloop.protocol.nbd_wire import RemoteProtocolError
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 ALLOCATION: Final = b"base:allocation"
 ALLOCATION_ID: Final = 1
@@ -94,7 +95,9 @@ def _insist_on_tls(agreed: Agreed, option: int, data: bytes) -> tuple[bytes, The
 def _choose_export(exports: Exports, agreed: Agreed, name: bytes) -> bytes:
     export = exports.find(name)
     if isinstance(export, str):
-        raise RemoteProtocolError(f"the client asked for export {quoted(name)}: {export}")
+        raise RemoteProtocolError(
+            tr("the client asked for export {name}: {export}", name=quoted(name), export=export)
+        )
     agreed.export, agreed.name = export, name
     agreed.block_status = agreed.block_status and name == agreed.context_name
     chosen = wire.EXPORT_NAME_REPLY.pack(export.size, transmission_flags(export, agreed))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pcloop.errors import FormatError
+from p2pcloop.words import tr
 
 MAX_LINE = 1 << 20
 """Bytes of a message at most: QEMU's longest answers, descriptions of itself, are not asked for."""
@@ -91,7 +92,9 @@ class QmpReceiver:
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
-            raise FormatError(f"QEMU sent a message of more than {MAX_LINE} bytes")
+            raise FormatError(
+                tr("QEMU sent a message of more than {max_line} bytes", max_line=MAX_LINE)
+            )
         return [_parse(line) for line in lines if line.strip()]
 
 
@@ -108,4 +111,6 @@ def _parse(line: bytes) -> QmpMessage:
             return Refusal(None if number is None else int(number), str(fields["error"]["desc"]))
         return MachineEvent(str(fields["event"]), dict(fields.get("data", {})))
     except (ValueError, TypeError, KeyError, RecursionError) as err:
-        raise FormatError(f"QEMU sent what is no message of its protocol: {line[:80]!r}") from err
+        raise FormatError(
+            tr("QEMU sent what is no message of its protocol: {line!r}", line=line[:80])
+        ) from err

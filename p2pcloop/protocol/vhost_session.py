@@ -30,6 +30,7 @@ from p2pcloop.protocol.vhost_user import (
     RefusedError,
     encode_reply,
 )
+from p2pcloop.words import tr
 
 F_PROTOCOL_FEATURES = 1 << 30
 """The feature bit for protocol features; with it rings start disabled."""
@@ -94,10 +95,16 @@ class Session:
         """
         self.unused += message.fds
         if message.code not in _HANDLERS:
-            raise RefusedError(f"request {message.code} is not supported")
+            raise RefusedError(tr("request {code} is not supported", code=message.code))
         size, handler = _HANDLERS[Code(message.code)]
         if size is not None and len(message.payload) != size:
-            raise RefusedError(f"{Code(message.code).name} with {len(message.payload)} bytes")
+            raise RefusedError(
+                tr(
+                    "{name} with {payload_count} bytes",
+                    name=Code(message.code).name,
+                    payload_count=len(message.payload),
+                )
+            )
         return handler(self, message)
 
     def reply(self, message: Message, *, refused: bool = False) -> bytes | None:
@@ -110,7 +117,7 @@ class Session:
         if refused and message.code == Code.GET_CONFIG:
             return encode_reply(message, b"")  # of no length: how that request is refused
         if refused and (message.code in _ANSWERS or not acknowledge):
-            raise ProtocolError(f"a request {message.code} that cannot be answered")
+            raise ProtocolError(tr("a request {code} that cannot be answered", code=message.code))
         if message.code in _ANSWERS:
             payload = _ANSWERS[Code(message.code)](self, message)
         elif acknowledge:
@@ -134,7 +141,9 @@ class Session:
     def replace_fd(self, message: Message, old: int | None) -> int:
         """Take a message's one descriptor into use instead of `old`."""
         if len(message.fds) != 1:
-            raise RefusedError(f"{len(message.fds)} descriptors where one belongs")
+            raise RefusedError(
+                tr("{fds_count} descriptors where one belongs", fds_count=len(message.fds))
+            )
         self.unused.remove(message.fds[0])
         if old is not None:
             self.unused.append(old)
@@ -143,21 +152,25 @@ class Session:
     def vring(self, index: int) -> Vring:
         """Return a queue that exists."""
         if index >= len(self.vrings):
-            raise RefusedError(f"queue {index} of {len(self.vrings)}")
+            raise RefusedError(
+                tr("queue {index} of {vrings_count}", index=index, vrings_count=len(self.vrings))
+            )
         return self.vrings[index]
 
     def still_vring(self, index: int) -> Vring:
         """Return a queue that is not being served, and so may be laid out anew."""
         vring = self.vring(index)
         if vring.running:
-            raise RefusedError(f"queue {index} is running")
+            raise RefusedError(tr("queue {index} is running", index=index))
         return vring
 
 
 def _set_features(session: Session, message: Message) -> Effect:
     (features,) = _U64.unpack(message.payload)
     if features & ~session.offered:
-        raise RefusedError(f"features {features & ~session.offered:#x} were not offered")
+        raise RefusedError(
+            tr("features {features:#x} were not offered", features=features & ~session.offered)
+        )
     session.features = features
     for vring in session.vrings:
         vring.enabled |= not features & F_PROTOCOL_FEATURES
@@ -167,7 +180,9 @@ def _set_features(session: Session, message: Message) -> Effect:
 def _set_protocol_features(session: Session, message: Message) -> Effect:
     (features,) = _U64.unpack(message.payload)
     if features & ~OFFERED:
-        raise RefusedError(f"protocol features {features & ~OFFERED:#x} were not offered")
+        raise RefusedError(
+            tr("protocol features {features:#x} were not offered", features=features & ~OFFERED)
+        )
     session.protocol_features = features
     return None
 
@@ -189,7 +204,7 @@ def _set_vring_num(session: Session, message: Message) -> Effect:
 def _set_vring_base(session: Session, message: Message) -> Effect:
     index, base = _STATE.unpack(message.payload)
     if base > 0xFFFF:
-        raise RefusedError(f"{base} is no index of a split ring")
+        raise RefusedError(tr("{base} is no index of a split ring", base=base))
     session.still_vring(index).base = base
     return None
 
@@ -257,7 +272,9 @@ def _check_config(_session: Session, message: Message) -> Effect:
     payload = message.payload
     offset, size, _ = _CONFIG.unpack_from(payload) if len(payload) >= _CONFIG.size else (0, 0, 0)
     if not 0 < size <= MAX_CONFIG - offset or len(payload) != _CONFIG.size + size:
-        raise RefusedError(f"{size} bytes of configuration space at {offset}")
+        raise RefusedError(
+            tr("{size} bytes of configuration space at {offset}", size=size, offset=offset)
+        )
     return None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from p2pcloop.frozen import dataclass
 from p2pcloop.protocol.vhost_user import MAX_REGIONS, Message, RefusedError
+from p2pcloop.words import tr
 
 _MEMORY = struct.Struct("<II")
 _REGION = struct.Struct("<QQQQ")
@@ -79,9 +80,21 @@ def parse_regions(message: Message) -> tuple[Region, ...]:
     count = _MEMORY.unpack_from(payload)[0] if len(payload) >= _MEMORY.size else 0
     # UML sends a table of full length, for any number of regions.
     if not 0 < count <= MAX_REGIONS or len(payload) < _MEMORY.size + count * _REGION.size:
-        raise RefusedError(f"a memory table of {count} regions in {len(payload)} bytes")
+        raise RefusedError(
+            tr(
+                "a memory table of {count} regions in {payload_count} bytes",
+                count=count,
+                payload_count=len(payload),
+            )
+        )
     if len(message.fds) != count:
-        raise RefusedError(f"{count} regions of memory with {len(message.fds)} descriptors")
+        raise RefusedError(
+            tr(
+                "{count} regions of memory with {fds_count} descriptors",
+                count=count,
+                fds_count=len(message.fds),
+            )
+        )
     fields = _REGION.iter_unpack(payload[_MEMORY.size : _MEMORY.size + count * _REGION.size])
     regions = tuple(
         Region(guest, size, user, offset, fd)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 MAX_PAYLOAD = 4096
 """Bytes of a payload at most; the longest known one, a full memory table, has 264."""
@@ -96,7 +97,9 @@ class MessageReader:
         self._data += data
         self._fds += fds
         if len(self._fds) > MAX_REGIONS:
-            raise ProtocolError(f"a message with more than {MAX_REGIONS} descriptors")
+            raise ProtocolError(
+                tr("a message with more than {max_regions} descriptors", max_regions=MAX_REGIONS)
+            )
         if len(self._data) < HEADER_SIZE or self.wanted:
             return None
         code, flags, _ = _HEADER.unpack_from(self._data)
@@ -109,9 +112,22 @@ class MessageReader:
     def _payload_size(self) -> int:
         code, flags, size = _HEADER.unpack_from(self._data)
         if flags & _VERSION_MASK != _VERSION or flags & _REPLY:
-            raise ProtocolError(f"message {code} has flags {flags:#x}: not a request of version 1")
+            raise ProtocolError(
+                tr(
+                    "message {code} has flags {flags:#x}: not a request of version 1",
+                    code=code,
+                    flags=flags,
+                )
+            )
         if size > MAX_PAYLOAD:
-            raise ProtocolError(f"message {code} has {size} bytes, more than {MAX_PAYLOAD}")
+            raise ProtocolError(
+                tr(
+                    "message {code} has {size} bytes, more than {max_payload}",
+                    code=code,
+                    size=size,
+                    max_payload=MAX_PAYLOAD,
+                )
+            )
         return int(size)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from p2pcloop.frozen import dataclass
 from p2pcloop.protocol.virtqueue import VirtqueueError
+from p2pcloop.words import tr
 
 DEVICE_ID = 3
 """Of a console (virtio 1.2, section 5.3.1)."""
@@ -72,7 +73,7 @@ def parse_control(data: bytes) -> Control:
         VirtqueueError: it is too short or too long.
     """
     if not _CONTROL.size <= len(data) <= MAX_CONTROL:
-        raise VirtqueueError(f"a control message of {len(data)} bytes")
+        raise VirtqueueError(tr("a control message of {data_count} bytes", data_count=len(data)))
     return Control(*_CONTROL.unpack_from(data))
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 MAX_QUEUE_SIZE = 1024
 """Descriptors in a queue's table, or in an indirect one, at most."""
@@ -94,7 +95,13 @@ class GuestMemory:
             offset = address - region.user_address
             if offset >= 0 and offset + length <= len(region.view):
                 return region.view[offset : offset + length]
-        raise VirtqueueError(f"a ring of {length} bytes at {address:#x} is not in shared memory")
+        raise VirtqueueError(
+            tr(
+                "a ring of {length} bytes at {address:#x} is not in shared memory",
+                length=length,
+                address=address,
+            )
+        )
 
     def release(self) -> None:
         """Release the regions' views."""
@@ -111,11 +118,13 @@ class GuestMemory:
                     piece = view[offset : min(offset + end - position, size)]
                     break
             else:
-                raise VirtqueueError(f"guest address {position:#x} is not in shared memory")
+                raise VirtqueueError(
+                    tr("guest address {position:#x} is not in shared memory", position=position)
+                )
             views.append(piece)
             position += len(piece)
         if not views:
-            raise VirtqueueError(f"a buffer of no bytes at {address:#x}")
+            raise VirtqueueError(tr("a buffer of no bytes at {address:#x}", address=address))
         return views
 
 
@@ -164,7 +173,13 @@ class Virtqueue:
             VirtqueueError: a part is not aligned or not in shared memory, or the size is wrong.
         """
         if not 0 < size <= MAX_QUEUE_SIZE or size & (size - 1):
-            raise VirtqueueError(f"{size} is no queue size: a power of two up to {MAX_QUEUE_SIZE}")
+            raise VirtqueueError(
+                tr(
+                    "{size} is no queue size: a power of two up to {max_queue_size}",
+                    size=size,
+                    max_queue_size=MAX_QUEUE_SIZE,
+                )
+            )
         if descriptors % 16 or available % 2 or used % 4:
             raise VirtqueueError("a part of the queue is not aligned")
         self.size = size
@@ -196,7 +211,13 @@ class Virtqueue:
             self._avail_idx = self._avail[1]
             count = (self._avail_idx - self._next) & 0xFFFF
             if count > self.size:
-                raise VirtqueueError(f"{count} entries available in a queue of {self.size}")
+                raise VirtqueueError(
+                    tr(
+                        "{count} entries available in a queue of {size}",
+                        count=count,
+                        size=self.size,
+                    )
+                )
             if not count:
                 return None
         if self.in_flight == self.size:
@@ -275,11 +296,13 @@ class Virtqueue:
             if not flags & _NEXT:
                 return chain
             index = following
-        raise VirtqueueError(f"a chain that is a loop, or descriptor {index} of {limit}")
+        raise VirtqueueError(
+            tr("a chain that is a loop, or descriptor {index} of {limit}", index=index, limit=limit)
+        )
 
     def _find_indirect(self, address: int, length: int) -> memoryview:
         if not 0 < length <= MAX_QUEUE_SIZE * DESCRIPTOR_SIZE or length % DESCRIPTOR_SIZE:
-            raise VirtqueueError(f"an indirect table of {length} bytes")
+            raise VirtqueueError(tr("an indirect table of {length} bytes", length=length))
         views = self._memory.find(address, length)
         if len(views) > 1:
             raise VirtqueueError("an indirect table across two regions of memory")

@@ -6,11 +6,17 @@ from typing import Any
 
 from p2pcloop.text import printable
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 
 
 def describe_waiting(fields: dict[str, Any]) -> str:
     """Text of a `waiting` event: how long no data came, and the result with each source."""
-    return f"{_cause(fields)} for {fields['seconds']:.0f} s, still trying; {_tried(fields)}"
+    return tr(
+        "{fields} for {seconds:.0f} s, still trying; {fields2}",
+        fields=_cause(fields),
+        seconds=fields["seconds"],
+        fields2=_tried(fields),
+    )
 
 
 def describe_cause(fields: dict[str, Any]) -> str:
@@ -20,16 +26,21 @@ def describe_cause(fields: dict[str, Any]) -> str:
 
 def _cause(fields: dict[str, Any]) -> str:
     if fields.get("arriving"):
-        return "a server sends slowly"
-    return "no peer sends anything" if fields["connected"] else "no peer reachable"
+        return tr("a server sends slowly")
+    return tr("no peer sends anything") if fields["connected"] else tr("no peer reachable")
 
 
 def _tried(fields: dict[str, Any]) -> str:
     tried = printable(", ".join(map(str, fields["tried"])))
-    return f"tried: {tried}" if tried else "no peer is known"
+    return f"tried: {tried}" if tried else tr("no peer is known")
 
 
 def describe_slow(fields: dict[str, Any], length: int) -> str:
     """Text of a `slow` event, of a read of `length` bytes."""
-    peers = ", ".join(map(str, fields["peers"])) or "its peers"
-    return f"{format_size(length)}, {format_size(fields['rate'])}/s from {peers}"
+    peers = ", ".join(map(str, fields["peers"])) or tr("its peers")
+    return tr(
+        "{length}, {rate}/s from {peers}",
+        length=format_size(length),
+        rate=format_size(fields["rate"]),
+        peers=peers,
+    )

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 
 from p2pcloop.errors import FormatError
+from p2pcloop.words import tr
 
 VERSION = b"13"
 MAX_FRAME = 1 << 20
@@ -100,7 +101,7 @@ class WebSocketReader:
                 self.closed = True
                 answer += _frame(_CLOSE, payload[:2])
             elif kind != _PONG:
-                raise FormatError(f"a WebSocket's frame of kind {kind}")
+                raise FormatError(tr("a WebSocket's frame of kind {kind}", kind=kind))
         return stream, answer
 
     def _next(self) -> tuple[int, bytes] | None:
@@ -120,7 +121,7 @@ class WebSocketReader:
                 return None
             (size,) = struct.unpack_from(form, self._data, 2)
         if size > MAX_FRAME:
-            raise FormatError(f"a WebSocket's frame of {size} bytes")
+            raise FormatError(tr("a WebSocket's frame of {size} bytes", size=size))
         end = place + 4 + size
         if len(self._data) < end:
             return None

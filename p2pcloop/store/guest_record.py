@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from p2pcloop.errors import FormatError
+from p2pcloop.words import tr
 
 _FORMAT = 1
 _MAX_RECORD = 1 << 16
@@ -92,7 +93,7 @@ def decode_record(data: bytes, name: str) -> GuestRecord:
     """
     try:
         if len(data) > _MAX_RECORD:
-            raise FormatError(f"it has {len(data)} bytes")
+            raise FormatError(tr("it has {data_count} bytes", data_count=len(data)))
         value = json.loads(data)
         if not isinstance(value, dict) or value.pop("format", None) != _FORMAT:
             raise FormatError("it is of another format")
@@ -101,8 +102,8 @@ def decode_record(data: bytes, name: str) -> GuestRecord:
         _check_types(record)
     except (FormatError, TypeError, ValueError, RecursionError) as err:
         raise FormatError(
-            f"the record of the guest {name} is damaged: {err}",
-            hint=f"`p2pcloop rm --guest {name}` forgets it",
+            tr("the record of the guest {name} is damaged: {err}", name=name, err=err),
+            hint=tr("`p2pcloop rm --guest {name}` forgets it", name=name),
         ) from err
     return record
 
@@ -122,4 +123,4 @@ def _check_types(record: GuestRecord) -> None:
         kind, *none = str(each.type).split(" | ")
         value = getattr(record, each.name)
         if not (isinstance(value, _TYPES[kind]) or (value is None and none)):
-            raise FormatError(f"its {each.name} is {value!r}")
+            raise FormatError(tr("its {each} is {what!r}", each=each.name, what=value))

@@ -44,6 +44,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord, decode_record, encode_record
 from p2pcloop.store.home import Home, sync_directory
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 Earlier = Literal["refuse", "moved", "forget", "continue"]
 """What is done where a guest of the same name has ended and was kept: refuse the name; refuse it
@@ -142,7 +143,7 @@ class GuestFolder:
         except (FileNotFoundError, NotADirectoryError) as err:
             raise _no_guest(self.name) from err
         except OSError as err:
-            raise storage_error(f"cannot read {self.record_path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=self.record_path), err) from err
         if record.ended is not None:
             return GuestState(record, "ended", None, record.fetched)
         came = self.read_fetched()
@@ -183,7 +184,7 @@ class GuestFolder:
         except FileNotFoundError:
             return 0
         except OSError as err:
-            raise storage_error(f"cannot read {err.filename}", err) from err
+            raise storage_error(tr("cannot read {path}", path=err.filename), err) from err
         write(earlier + data)
         return shown + len(data)
 
@@ -223,7 +224,7 @@ class GuestFolder:
         except FileNotFoundError:
             return None
         except OSError as err:
-            raise storage_error(f"cannot read {self.timeline_path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=self.timeline_path), err) from err
 
     def clear(self, claim: Claim) -> None:
         """Delete the directory, whose lock is `claim`, and let go of that.
@@ -234,7 +235,7 @@ class GuestFolder:
         try:
             self.record_path.unlink(missing_ok=True)  # first: without it there is no guest
         except OSError as err:
-            raise storage_error(f"cannot delete {self.record_path}", err) from err
+            raise storage_error(tr("cannot delete {path}", path=self.record_path), err) from err
         # What cannot be deleted now is no guest, and its name is free. A file system may keep an
         # open file under another name: the directory is then empty once the lock is closed.
         shutil.rmtree(self.path, ignore_errors=True)
@@ -278,8 +279,8 @@ class Claim:
         except OSError as err:
             if err.errno in (errno.EAGAIN, errno.EACCES):
                 raise BusyError(
-                    f"the guest {name} runs",
-                    hint=f"choose another name, or end it: `p2pcloop stop {name}`",
+                    tr("the guest {name} runs", name=name),
+                    hint=tr("choose another name, or end it: `p2pcloop stop {name}`", name=name),
                 ) from err
             raise
 
@@ -323,7 +324,7 @@ class OwnGuest:
             else:
                 self.folder, self._claim = _take(home, name, earlier)
         except OSError as err:
-            raise storage_error(f"cannot write in {home.guests}", err) from err
+            raise storage_error(tr("cannot write in {path}", path=home.guests), err) from err
         self._continues = earlier == "continue" and self.folder.record_path.exists()
         self._suspended = self._earlier_suspend() if self._continues else None
         self.record: GuestRecord | None = None
@@ -389,7 +390,9 @@ class OwnGuest:
                 for path in self.folder.of_running:
                     path.unlink(missing_ok=True)
         except OSError as err:
-            raise storage_error(f"cannot delete files in {self.folder.path}", err) from err
+            raise storage_error(
+                tr("cannot delete files in {path}", path=self.folder.path), err
+            ) from err
         finally:
             self._claim.close()
 
@@ -407,7 +410,7 @@ class OwnGuest:
             if record.kept:
                 sync_directory(path.parent)
         except OSError as err:
-            raise storage_error(f"cannot write {path}", err) from err
+            raise storage_error(tr("cannot write {path}", path=path), err) from err
         self.record = record
 
 
@@ -431,8 +434,8 @@ def _claim_ended(folder: GuestFolder) -> Claim:
     try:
         return folder.claim()
     except BusyError as err:
-        hint = f"`p2pcloop stop {folder.name}` ends it"
-        raise BusyError(str(err), hint=hint) from err
+        hint = tr("`p2pcloop stop {folder}` ends it", folder=folder.name)
+        raise BusyError(err.message, hint=hint) from err
     except FileNotFoundError as err:  # another command was faster
         raise _no_guest(folder.name) from err
 
@@ -448,7 +451,7 @@ def list_guests(home: Home) -> list[GuestState]:
     except FileNotFoundError:
         return []
     except OSError as err:
-        raise storage_error(f"cannot read {home.guests}", err) from err
+        raise storage_error(tr("cannot read {path}", path=home.guests), err) from err
     found = []
     for name in names:
         with suppress(NotHereError):  # it is about to start, or has just gone
@@ -508,7 +511,8 @@ def user_of_overlay(home: Home, overlay: Path) -> GuestRecord | None:
 
 def _no_guest(name: str) -> NotHereError:
     return NotHereError(
-        f"there is no guest {printable(name)}", hint="`p2pcloop ps --all` lists the guests"
+        tr("there is no guest {name}", name=printable(name)),
+        hint="`p2pcloop ps --all` lists the guests",
     )
 
 
@@ -528,7 +532,7 @@ def _take(home: Home, name: str, earlier: Earlier = "refuse") -> tuple[GuestFold
     """Make and lock the directory of a name."""
     if not is_guest_name(name):
         raise UsageError(
-            f"{printable(name)} cannot be the name of a guest",
+            tr("{name} cannot be the name of a guest", name=printable(name)),
             hint="give 1 to 32 of a to z, 0 to 9 and hyphens, as for a host",
         )
     folder = GuestFolder(home, name)
@@ -542,9 +546,12 @@ def _take(home: Home, name: str, earlier: Earlier = "refuse") -> tuple[GuestFold
         if earlier == "refuse" or (earlier == "moved" and not _has_moved(folder)):
             claim.close()
             raise UsageError(
-                f"there was a guest {name} before, and its log is kept",
-                hint=f"`p2pcloop start {name}` boots it again, `p2pcloop rm --guest {name}` forgets"
-                " it, and --replace does so before it boots; or choose another name",
+                tr("there was a guest {name} before, and its log is kept", name=name),
+                hint=tr(
+                    "`p2pcloop start {name}` boots it again, `p2pcloop rm --guest {name}` forgets"
+                    " it, and --replace does so before it boots; or choose another name",
+                    name=name,
+                ),
             )
         if earlier == "continue":
             of_ended = []
@@ -562,10 +569,15 @@ def check_is_here(record: GuestRecord) -> None:
     """
     if record.reason == "moved":
         state, version = printable(str(record.state)), record.state_version
+        host = printable(str(record.host))
         raise UsageError(
-            f"the guest {record.name} was moved, and goes on at {printable(str(record.host))}",
-            hint=f"`p2pcloop resume {state} --at {version}` begins a second one at the moment when"
-            " it left",
+            tr("the guest {name} was moved, and goes on at {host}", name=record.name, host=host),
+            hint=tr(
+                "`p2pcloop resume {state} --at {version}` begins a second one at the moment"
+                " when it left",
+                state=state,
+                version=version,
+            ),
         )
 
 
@@ -582,5 +594,6 @@ def _take_free(home: Home) -> tuple[GuestFolder, Claim]:
         with suppress(BusyError, UsageError):
             return _take(home, f"g{number}")
     raise UsageError(
-        f"{_MAX_AUTOMATIC} guests are kept here", hint="forget some: `p2pcloop rm --guest NAME`"
+        tr("{max_automatic} guests are kept here", max_automatic=_MAX_AUTOMATIC),
+        hint="forget some: `p2pcloop rm --guest NAME`",
     )

@@ -17,6 +17,7 @@ from typing import Self
 
 from p2pcloop.errors import FormatError, NotHereError, storage_error
 from p2pcloop.store.home import replace_file
+from p2pcloop.words import tr
 
 MAGIC = b"P2PCHAVE"
 VERSION = 1
@@ -40,16 +41,31 @@ def _parse(data: bytes, path: Path) -> tuple[bytes, int]:
         FormatError: not a have file, of another version, torn, or of the wrong size.
     """
     if len(data) < HEADER_SIZE:
-        raise FormatError(f"{path}: {len(data)} bytes are too few for a have file")
+        raise FormatError(
+            tr(
+                "{path}: {data_count} bytes are too few for a have file",
+                path=path,
+                data_count=len(data),
+            )
+        )
     magic, version, pieces, info_hash = _FIELDS.unpack(data[: _FIELDS.size])
     if magic != MAGIC or version != VERSION:
-        raise FormatError(f"{path} is not a have file of version {VERSION}")
+        raise FormatError(
+            tr("{path} is not a have file of version {version}", path=path, version=VERSION)
+        )
     if _CHECK.unpack(data[_FIELDS.size : HEADER_SIZE]) != (zlib.crc32(data[: _FIELDS.size]),):
-        raise FormatError(f"{path}: the header's checksum is wrong")
+        raise FormatError(tr("{path}: the header's checksum is wrong", path=path))
     if not 1 <= pieces <= MAX_PIECES or len(data) != HEADER_SIZE + (pieces + 7) // 8:
-        raise FormatError(f"{path}: {len(data)} bytes cannot be the bits of {pieces} pieces")
+        raise FormatError(
+            tr(
+                "{path}: {data_count} bytes cannot be the bits of {pieces} pieces",
+                path=path,
+                data_count=len(data),
+                pieces=pieces,
+            )
+        )
     if pieces % 8 and data[-1] & (0xFF >> pieces % 8):
-        raise FormatError(f"{path}: bits are set behind the last piece")
+        raise FormatError(tr("{path}: bits are set behind the last piece", path=path))
     return info_hash, pieces
 
 
@@ -109,16 +125,16 @@ class HaveFile:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            raise NotHereError(f"{path} does not exist") from None
+            raise NotHereError(tr("{path} does not exist", path=path)) from None
         except OSError as err:
-            raise storage_error(f"cannot open {path}", err) from err
+            raise storage_error(tr("cannot open {path}", path=path), err) from err
         try:
             data = os.pread(fd, HEADER_SIZE + MAX_PIECES // 8 + 1, 0)
             if _parse(data, path) != (info_hash, pieces):
-                raise FormatError(f"{path} belongs to another torrent")
+                raise FormatError(tr("{path} belongs to another torrent", path=path))
         except OSError as err:
             os.close(fd)
-            raise storage_error(f"cannot read {path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=path), err) from err
         except FormatError:
             os.close(fd)
             raise
@@ -186,7 +202,7 @@ class HaveFile:
             if self._unsaved:
                 os.fdatasync(self._fd)
         except OSError as err:
-            raise storage_error(f"cannot write {self._path}", err) from err
+            raise storage_error(tr("cannot write {path}", path=self._path), err) from err
         self._unsaved.clear()
 
 
@@ -206,9 +222,9 @@ class HaveView:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise NotHereError(f"{path} does not exist") from None
+            raise NotHereError(tr("{path} does not exist", path=path)) from None
         except OSError as err:
-            raise storage_error(f"cannot open {path}", err) from err
+            raise storage_error(tr("cannot open {path}", path=path), err) from err
         try:
             data = self._read(HEADER_SIZE + MAX_PIECES // 8 + 1, 0)
             self.info_hash, self.pieces = _parse(data, path)
@@ -227,7 +243,7 @@ class HaveView:
         low, high = first >> 3, last >> 3
         bits = self._read(high - low + 1, HEADER_SIZE + low)
         if len(bits) <= high - low:
-            raise FormatError(f"{self._path} was cut short while in use")
+            raise FormatError(tr("{path} was cut short while in use", path=self._path))
         return _mask(bits, 0, first - 8 * low, last - 8 * low)
 
     def each(self) -> bytes:
@@ -245,7 +261,7 @@ class HaveView:
         try:
             return os.pread(self._fd, length, offset)
         except OSError as err:
-            raise storage_error(f"cannot read {self._path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=self._path), err) from err
 
     def __enter__(self) -> Self:
         return self

@@ -44,6 +44,7 @@ from pathlib import Path
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.named import has_name, open_named
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 _STAGING_PREFIX = "seed-"
 
@@ -176,19 +177,26 @@ class Home:
             for directory in self._directories():
                 directory.mkdir(mode=0o700, exist_ok=True)
         except FileExistsError as err:
-            raise UsageError(f"{err.filename} is not a directory", hint="choose another") from err
+            raise UsageError(
+                tr("{path} is not a directory", path=err.filename), hint="choose another"
+            ) from err
         except OSError as err:
-            raise storage_error(f"cannot create {self.root}", err) from err
+            raise storage_error(tr("cannot create {root}", root=self.root), err) from err
 
     def _check_owner(self) -> None:
         status = self.root.stat()
         if status.st_uid != os.geteuid():
-            raise UsageError(f"{self.root} belongs to another user", hint="choose another --home")
+            raise UsageError(
+                tr("{root} belongs to another user", root=self.root), hint="choose another --home"
+            )
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise UsageError(
-                f"{self.root} can be written by other users",
-                hint=f"chmod go-w {self.root}; where that changes nothing, as on vfat, choose"
-                " another --home",
+                tr("{root} can be written by other users", root=self.root),
+                hint=tr(
+                    "chmod go-w {root}; where that changes nothing, as on vfat, choose another"
+                    " --home",
+                    root=self.root,
+                ),
             )
 
     @contextmanager
@@ -205,7 +213,11 @@ class Home:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as err:
                 raise BusyError(
-                    f"a p2pcloopd runs on {self.root} (process {_read_pid(fd)})",
+                    tr(
+                        "a p2pcloopd runs on {root} (process {fd})",
+                        root=self.root,
+                        fd=_read_pid(fd),
+                    ),
                     hint="stop it with `p2pcloop daemon stop`, or choose another --home",
                 ) from err
 
@@ -320,7 +332,7 @@ def _locked(path: Path, take: Callable[[int], None]) -> Iterator[int]:
     try:
         fd = open_named(lambda: os.open(path, flags, 0o600), take, path)
     except OSError as err:
-        raise storage_error(f"cannot open {path}", err) from err
+        raise storage_error(tr("cannot open {path}", path=path), err) from err
     try:
         yield fd
     finally:
@@ -355,7 +367,7 @@ def replace_file(path: Path, data: bytes) -> None:
         new.replace(path)
         sync_directory(path.parent)
     except OSError as err:
-        raise storage_error(f"cannot write {path}", err) from err
+        raise storage_error(tr("cannot write {path}", path=path), err) from err
 
 
 def sync_directory(path: Path) -> None:

@@ -29,6 +29,7 @@ import msgpack
 from p2pcloop.errors import MismatchError, StorageError, storage_error
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import replace_file
+from p2pcloop.words import tr
 
 STAMPS = "in-place"
 
@@ -85,16 +86,18 @@ class HeldFile:
             found = _open_plainly(path, os.O_PATH | os.O_CLOEXEC)
             try:
                 if not stat.S_ISREG(os.fstat(found).st_mode):
-                    raise StorageError(f"{path} is not a regular file", errno=errno.EINVAL)
+                    raise StorageError(
+                        tr("{path} is not a regular file", path=path), errno=errno.EINVAL
+                    )
                 self.fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | _FLAGS)
             finally:
                 os.close(found)
         except OSError as err:
             if err.errno == errno.ELOOP:
                 raise StorageError(
-                    f"a symbolic link is on the way to {path}", errno=errno.ELOOP
+                    tr("a symbolic link is on the way to {path}", path=path), errno=errno.ELOOP
                 ) from err
-            raise storage_error(f"cannot open {path}", err) from err
+            raise storage_error(tr("cannot open {path}", path=path), err) from err
 
     @property
     def link(self) -> str:
@@ -110,7 +113,7 @@ class HeldFile:
         try:
             return Stamp.of(os.fstat(self.fd))
         except OSError as err:
-            raise storage_error(f"cannot look at {self.path}", err) from err
+            raise storage_error(tr("cannot look at {path}", path=self.path), err) from err
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -128,7 +131,7 @@ def load_stamps(directory: Path) -> dict[str, Stamp]:
     except FileNotFoundError:
         return {}
     except OSError as err:
-        raise storage_error(f"cannot read {directory / STAMPS}", err) from err
+        raise storage_error(tr("cannot read {path}", path=directory / STAMPS), err) from err
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
         return {}  # damaged: they are compared again
 
@@ -160,7 +163,7 @@ def hold_served(directory: Path, name: str) -> HeldFile:
     held = HeldFile(path.readlink())
     if load_stamps(directory).get(name) != held.stamp():
         raise MismatchError(
-            f"{held.path} is not what was seeded, or was not compared with it yet",
+            tr("{path} is not what was seeded, or was not compared with it yet", path=held.path),
             hint="put the old file back, or seed it again",
         )
     return held
@@ -183,7 +186,7 @@ def serves(torrents: Path, path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as err:
-        raise storage_error(f"cannot look at {path}", err) from err
+        raise storage_error(tr("cannot look at {path}", path=path), err) from err
 
 
 def _is_file(path: Path, status: os.stat_result) -> bool:

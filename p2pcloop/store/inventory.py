@@ -23,6 +23,7 @@ from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
 from p2pcloop.store.provisional_log import kept_ranges
 from p2pcloop.store.records import Records
+from p2pcloop.words import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def _links(home: Home, layer: LayerRef) -> Iterator[Path]:
             if path.is_symlink():
                 yield path
     except OSError as err:
-        raise storage_error(f"cannot read {data}", err) from err
+        raise storage_error(tr("cannot read {data}", data=data), err) from err
 
 
 def _unserved(home: Home, layer: LayerRef) -> Iterator[str]:

@@ -22,11 +22,12 @@ from p2pcloop.errors import NotHereError, UsageError, storage_error
 from p2pcloop.formats.key_file import MAX_KEY_TEXT, KeyText, format_key_text, parse_key_text
 from p2pcloop.formats.name import check_label
 from p2pcloop.store.home import sync_directory
+from p2pcloop.words import tr
 
 DEFAULT_KEY = "default"
 _SUFFIX = ".key"
 _IMPORTED = ".imported"
-_NO_LINKS = "its file system knows no hard links: choose another --home, on ext4 for example"
+_NO_LINKS = tr("its file system knows no hard links: choose another --home, on ext4 for example")
 
 AskPassphrase = Callable[[str], str]
 """Returns the passphrase of the key that it is given, or raises a `P2pcloopError`."""
@@ -62,7 +63,8 @@ def load_key(keys_dir: Path, name: str, ask: AskPassphrase | None = None) -> Ed2
     path = key_path(keys_dir, name)
     if not path.exists():
         raise NotHereError(
-            f"there is no key {name!r}", hint=f"make it with `p2pcloop key new {name}`"
+            tr("there is no key {name!r}", name=name),
+            hint=tr("make it with `p2pcloop key new {name}`", name=name),
         )
     return _open(path, ask)
 
@@ -71,7 +73,9 @@ def read_key(keys_dir: Path, name: str) -> KeyText:
     """The text of a key, for which no passphrase is needed; errors as of `load_key`."""
     path = key_path(keys_dir, name)
     if not path.exists():
-        raise NotHereError(f"there is no key {name!r}", hint="`p2pcloop key list` tells which are")
+        raise NotHereError(
+            tr("there is no key {name!r}", name=name), hint="`p2pcloop key list` tells which are"
+        )
     return _read(path)
 
 
@@ -86,7 +90,7 @@ def list_keys(keys_dir: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as err:
-        raise storage_error(f"cannot read {keys_dir}", err) from err
+        raise storage_error(tr("cannot read {keys_dir}", keys_dir=keys_dir), err) from err
     return sorted(
         name.removesuffix(_SUFFIX)
         for name in found
@@ -123,12 +127,12 @@ def store_key(keys_dir: Path, name: str, text: bytes, *, imported: bool = False)
         StorageError: the system refused.
     """
     path = key_path(keys_dir, name)
-    key = parse_key_text(text, "what is to be imported")
+    key = parse_key_text(text, tr("what is to be imported"))
     if imported and not path.exists():
         _put(_mark_of(path), b"")  # first, so that an imported key is never taken for one made here
     if not _put(path, text):
         raise UsageError(
-            f"there is a key {name!r} already, and it is never replaced",
+            tr("there is a key {name!r} already, and it is never replaced", name=name),
             hint="give another name, or move the file away yourself",
         )
     return key
@@ -171,17 +175,17 @@ def _put(path: Path, text: bytes) -> bool:
         sync_directory(path.parent)
     except OSError as err:
         hint = _NO_LINKS if err.errno in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP) else None
-        raise storage_error(f"cannot make the key {path}", err, hint=hint) from err
+        raise storage_error(tr("cannot make the key {path}", path=path), err, hint=hint) from err
     return True
 
 
 def _open(path: Path, ask: AskPassphrase | None) -> Ed25519PrivateKey:
     key = _read(path)
-    what = f"the key {path}"
+    what = tr("the key {path}", path=path)
     if not key.protected:
         return key.open(None, what)
     if ask is None:
-        raise UsageError(f"{what} is protected by a passphrase")
+        raise UsageError(tr("{what} is protected by a passphrase", what=what))
     return key.open(ask(what), what)
 
 
@@ -195,11 +199,14 @@ def _read(path: Path) -> KeyText:
         finally:
             os.close(descriptor)
     except OSError as err:
-        raise storage_error(f"cannot read the key {path}", err) from err
+        raise storage_error(tr("cannot read the key {path}", path=path), err) from err
     if status.st_uid != os.geteuid():
-        raise UsageError(f"the key {path} belongs to another user", hint="choose another --home")
+        raise UsageError(
+            tr("the key {path} belongs to another user", path=path), hint="choose another --home"
+        )
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UsageError(
-            f"the key {path} can be read or written by other users", hint=f"chmod 600 {path}"
+            tr("the key {path} can be read or written by other users", path=path),
+            hint=tr("chmod 600 {path}", path=path),
         )
     return parse_key_text(text, str(path))

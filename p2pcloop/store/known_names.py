@@ -16,6 +16,7 @@ from p2pcloop.formats.name import (
 from p2pcloop.store.home import Home
 from p2pcloop.store.names import ShortNames
 from p2pcloop.store.records import Records
+from p2pcloop.words import tr
 
 _PREFIX = re.compile(r"@([a-z2-7]{1,51})/(.+)")
 
@@ -55,11 +56,17 @@ def find_name(text: str, home: Home) -> Name:
         names = {Name(key, label) for key in _our_keys(home) if _begins(key, prefix)}
     if len(names) > 1:
         found = ", ".join(sorted(map(str, names)))
-        raise UsageError(f"{text} may be one of {found}", hint="give more characters of the key")
+        raise UsageError(
+            tr("{text} may be one of {found}", text=text, found=found),
+            hint="give more characters of the key",
+        )
     if not names:
         raise NotHereError(
-            f"no name that begins with {text} is known here",
-            hint=f"a key has {KEY_CHARACTERS} characters: give all of them, or the link",
+            tr("no name that begins with {text} is known here", text=text),
+            hint=tr(
+                "a key has {key_characters} characters: give all of them, or the link",
+                key_characters=KEY_CHARACTERS,
+            ),
         )
     return names.pop()
 
@@ -79,7 +86,10 @@ def own_name(label: str, home: Home) -> Name | None:
     own = [name for name in names if name.key in ours]
     if len(own) > 1:
         found = ", ".join(map(str, own))
-        raise UsageError(f"{label} may be one of {found}", hint="give the name with its key")
+        raise UsageError(
+            tr("{label} may be one of {found}", label=label, found=found),
+            hint="give the name with its key",
+        )
     return own[0] if own else None
 
 

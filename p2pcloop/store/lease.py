@@ -19,6 +19,7 @@ from typing import Self
 from p2pcloop.errors import storage_error
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 _BEGUN = ".new-"
 """The start of the name of a lease that is not locked yet."""
@@ -52,7 +53,7 @@ class Lease:
             while not self._take(home, id.hex(), holder):
                 pass
         except OSError as err:
-            raise storage_error(f"cannot write in {home.leases}", err) from err
+            raise storage_error(tr("cannot write in {path}", path=home.leases), err) from err
 
     def _take(self, home: Home, id_text: str, holder: str) -> bool:
         """Make and lock the file, then give it its name.
@@ -121,7 +122,7 @@ def _held(home: Home) -> list[tuple[bytes, str]]:
                     holder = path.read_text("utf-8", "replace")[:_MAX_HOLDER]
                     found.append((bytes.fromhex(named[1]), printable(holder)))
     except OSError as err:
-        raise storage_error(f"cannot read {home.leases}", err) from err
+        raise storage_error(tr("cannot read {path}", path=home.leases), err) from err
     return found
 
 

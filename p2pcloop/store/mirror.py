@@ -25,6 +25,7 @@ from p2pcloop.formats.named import open_named
 from p2pcloop.formats.record import SignedRecord, open_record
 from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import HeldFile
+from p2pcloop.words import tr
 
 LINKS = "link.txt"
 """A line for each name: the link to its newest version in this mirror."""
@@ -60,7 +61,7 @@ class MirrorDirectory:
             with self._beside(where) as fd, open(fd, "wb", closefd=False) as file:
                 file.write(data)
         except OSError as err:
-            raise storage_error(f"cannot write {where}", err) from err
+            raise storage_error(tr("cannot write {where}", where=where), err) from err
 
     def copy(
         self,
@@ -88,15 +89,21 @@ class MirrorDirectory:
             with self._beside(where) as fd:
                 if before.size != size or _copy(source.fd, fd, size, progress):
                     raise MismatchError(
-                        f"{source.path} does not have {size} bytes", hint="put the old file back"
+                        tr("{path} does not have {size} bytes", path=source.path, size=size),
+                        hint="put the old file back",
                     )
                 if not still_here() or source.stamp() != before:
                     raise MismatchError(
-                        f"a part of {source.path} went away while it was copied, or changed",
+                        tr(
+                            "a part of {path} went away while it was copied, or changed",
+                            path=source.path,
+                        ),
                         hint="try again",
                     )
         except OSError as err:
-            raise storage_error(f"cannot copy {source.path} to {where}", err) from err
+            raise storage_error(
+                tr("cannot copy {path} to {where}", path=source.path, where=where), err
+            ) from err
 
     def check(self, signed: SignedRecord) -> None:
         """Refuse a record that is older than the one that is there, or another of its version.
@@ -111,15 +118,22 @@ class MirrorDirectory:
         except FileNotFoundError:
             return
         except OSError as err:
-            raise storage_error(f"cannot read {where}", err) from err
+            raise storage_error(tr("cannot read {where}", where=where), err) from err
         new = signed.record
         if new.version < known.version or (
             new.version == known.version and new.manifest_id != known.manifest_id
         ):
             raise MismatchError(
-                f"{self.root} has version {known.version} of {known.name} already, manifest"
-                f" {known.manifest_id.hex()}; this is version {new.version}, manifest"
-                f" {new.manifest_id.hex()}",
+                tr(
+                    "{root} has version {version} of {known} already, manifest {manifest_id}; this"
+                    " is version {version2}, manifest {manifest_id2}",
+                    root=self.root,
+                    version=known.version,
+                    known=known.name,
+                    manifest_id=known.manifest_id.hex(),
+                    version2=new.version,
+                    manifest_id2=new.manifest_id.hex(),
+                ),
                 hint="a name never goes back: take another directory",
             )
 
@@ -155,12 +169,15 @@ class MirrorDirectory:
             return []
         except (OSError, UnicodeDecodeError) as err:
             why = err.strerror if isinstance(err, OSError) else err
-            raise UsageError(f"{where} cannot be read: {why}", hint="move it away") from err
+            raise UsageError(
+                tr("{where} cannot be read: {why}", where=where, why=why), hint="move it away"
+            ) from err
         try:
             return [parse_link(line[: MAX_LINK_LENGTH + 1]) for line in lines if line]
         except (FormatError, UsageError) as err:
             raise UsageError(
-                f"{where} holds a line that is no link: {err}", hint="move it away, or take it out"
+                tr("{where} holds a line that is no link: {err}", where=where, err=err),
+                hint="move it away, or take it out",
             ) from err
 
     @contextmanager
@@ -202,9 +219,9 @@ def open_mirror_directory(root: Path) -> Iterator[MirrorDirectory]:
     try:
         fd = open_named(open_root, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX), root)
     except (FileExistsError, NotADirectoryError) as err:
-        raise UsageError(f"{root} is not a directory", hint="choose another") from err
+        raise UsageError(tr("{root} is not a directory", root=root), hint="choose another") from err
     except OSError as err:
-        raise storage_error(f"cannot use {root}", err) from err
+        raise storage_error(tr("cannot use {root}", root=root), err) from err
     try:
         _clear(root)
         yield MirrorDirectory(root)
@@ -253,7 +270,7 @@ def _read_own(where: Path, limit: int = -1) -> bytes:
     """
     with open(os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
-            raise UsageError(f"{where} is a pipe, and no file", hint="move it away")
+            raise UsageError(tr("{where} is a pipe, and no file", where=where), hint="move it away")
         return file.read(limit)
 
 

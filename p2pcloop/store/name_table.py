@@ -20,6 +20,7 @@ from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.formats.record import MAX_RECORD_SIZE, open_record
 from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 FORMAT_VERSION = 2
 MAX_NAMES = 1 << 16
@@ -81,7 +82,7 @@ def read_names(path: Path) -> list[NameRecord]:
     except FileNotFoundError:
         return []
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(tr("cannot read {path}", path=path), err) from err
     try:
         fields = Fields(unpack_canonical(data, "names.msgpack", MAX_NAMES_SIZE), "names.msgpack")
         number = fields.integer("format", 1, FORMAT_VERSION)
@@ -89,7 +90,7 @@ def read_names(path: Path) -> list[NameRecord]:
         fields.end()
     except FormatError as err:
         raise FormatError(
-            f"{path} is damaged: {err}",
+            tr("{path} is damaged: {err}", path=path, err=err),
             hint="move it away: images can be had again by their links",
         ) from err
     return list(_readable(path, rows, number))
@@ -118,7 +119,7 @@ def _readable(path: Path, rows: list[object], number: int) -> Iterator[NameRecor
 
 
 def _read(row: object, number: int) -> NameRecord:
-    fields = Fields(row, "a name in names.msgpack")
+    fields = Fields(row, tr("a name in names.msgpack"))
     name = parse_name(fields.text("name", _NAME_LIMIT))
     manifest_id = fields.data("manifest", ID_SIZE)
     version = fields.integer("version", 1, MAX_VERSION)
@@ -127,18 +128,18 @@ def _read(row: object, number: int) -> NameRecord:
     history = fields.items("history", MAX_HISTORY) if number > 1 else []
     fields.end()
     if (link.name, link.manifest_id) != (name, manifest_id):
-        raise FormatError(f"the link of {name} is for something else")
+        raise FormatError(tr("the link of {name} is for something else", name=name))
     if record is not None:
         signed = open_record(record).record
         if (signed.name, signed.version, signed.manifest_id) != (name, version, manifest_id):
-            raise FormatError(f"the record of {name} is for something else")
+            raise FormatError(tr("the record of {name} is for something else", name=name))
     return NameRecord(version, link, record, tuple(_read_history(history, version)))
 
 
 def _read_history(rows: list[object], newest: int) -> Iterator[tuple[int, ManifestRef]]:
     last = 0
     for row in rows:
-        fields = Fields(row, "an older version in names.msgpack")
+        fields = Fields(row, tr("an older version in names.msgpack"))
         version = fields.integer("version", last + 1, newest - 1)
         ref = ManifestRef(fields.data("manifest", ID_SIZE), fields.data("torrent", INFO_HASH_SIZE))
         fields.end()

@@ -12,6 +12,7 @@ from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import Name, check_label, parse_name
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home, replace_file
+from p2pcloop.words import tr
 
 MAX_SHORT_NAMES = 4096
 _MAX_SIZE = 1 << 20
@@ -37,12 +38,20 @@ class ShortNames:
         except FileNotFoundError:
             return {}
         except UnicodeDecodeError as err:
-            raise FormatError(f"{path} is not text: {err}", hint="correct or delete it") from err
+            raise FormatError(
+                tr("{path} is not text: {err}", path=path, err=err), hint="correct or delete it"
+            ) from err
         except OSError as err:
-            raise storage_error(f"cannot read {path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=path), err) from err
         lines = text.splitlines()
         if len(text) > _MAX_SIZE or len(lines) > MAX_SHORT_NAMES:
-            raise FormatError(f"{path} has more than {MAX_SHORT_NAMES} names, or too long lines")
+            raise FormatError(
+                tr(
+                    "{path} has more than {max_short_names} names, or too long lines",
+                    path=path,
+                    max_short_names=MAX_SHORT_NAMES,
+                )
+            )
         names: dict[str, Name] = {}
         for number, line in enumerate(lines, 1):
             short, _, name = line.partition(" ")
@@ -50,7 +59,8 @@ class ShortNames:
                 names[check_label(short)] = parse_name(name)
             except FormatError as err:
                 raise FormatError(
-                    f"{path}, line {number}: {err}", hint="correct or delete that line"
+                    tr("{path}, line {number}: {err}", path=path, number=number, err=err),
+                    hint="correct or delete that line",
                 ) from err
         return dict(sorted(names.items()))
 
@@ -83,7 +93,8 @@ class ShortNames:
         """
         if short not in self.all():  # before a file is made
             raise NotHereError(
-                f"{short[:80]!r} is not a short name here", hint="`p2pcloop name list` tells them"
+                tr("{short!r} is not a short name here", short=short[:80]),
+                hint="`p2pcloop name list` tells them",
             )
         with self.home.changing_short_names():
             names = self.all()
@@ -92,7 +103,12 @@ class ShortNames:
 
     def _write(self, names: dict[str, Name]) -> None:
         if len(names) > MAX_SHORT_NAMES:
-            raise UsageError(f"there are {MAX_SHORT_NAMES} short names, and no more may be")
+            raise UsageError(
+                tr(
+                    "there are {max_short_names} short names, and no more may be",
+                    max_short_names=MAX_SHORT_NAMES,
+                )
+            )
         lines = [f"{short} {name}\n" for short, name in sorted(names.items())]
         replace_file(self.home.short_names, "".join(lines).encode())
 
@@ -100,6 +116,6 @@ class ShortNames:
 def _check_free(names: dict[str, Name], short: str, name: Name) -> None:
     if names.get(short, name) != name:
         raise UsageError(
-            f"{short} stands for {names[short]}",
-            hint=f"`p2pcloop name forget {short}` first, or choose another",
+            tr("{short} stands for {names}", short=short, names=names[short]),
+            hint=tr("`p2pcloop name forget {short}` first, or choose another", short=short),
         )

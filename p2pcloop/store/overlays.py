@@ -17,6 +17,7 @@ from p2pcloop.formats.manifest import ID_SIZE
 from p2pcloop.formats.overlay_header import HEADER_SIZE, Header
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.store.home import Home, replace_file
+from p2pcloop.words import tr
 
 _FORMAT = 1
 _MAX_PATH = 4096
@@ -62,19 +63,19 @@ def overlaid_manifests(home: Home) -> Iterator[tuple[Path, set[bytes]]]:
                 if path.parent.is_dir():
                     note.unlink()
     except OSError as err:
-        raise storage_error(f"cannot read {home.overlays}", err) from err
+        raise storage_error(tr("cannot read {path}", path=home.overlays), err) from err
 
 
 def _parse(data: bytes, note: Path) -> tuple[Path, bytes]:
     try:
-        fields = Fields(unpack_canonical(data, "an overlay's note", _MAX_SIZE), "it")
+        fields = Fields(unpack_canonical(data, tr("an overlay's note"), _MAX_SIZE), "it")
         fields.integer("format", _FORMAT, _FORMAT)
         path = fields.blob("path", _MAX_PATH)
         manifest_id = fields.data("manifest", ID_SIZE)
         fields.end()
     except FormatError as err:
-        hint = "delete it; its overlay is noted again when it is next used"
-        raise FormatError(f"{note} is damaged: {err}", hint=hint) from err
+        hint = tr("delete it; its overlay is noted again when it is next used")
+        raise FormatError(tr("{note} is damaged: {err}", note=note, err=err), hint=hint) from err
     return Path(os.fsdecode(path)), manifest_id
 
 
@@ -84,7 +85,7 @@ def _made_on(path: Path) -> set[bytes]:
         with open(path, "rb") as file:
             header = Header.unpack(file.read(HEADER_SIZE))
     except (FileNotFoundError, NotADirectoryError):
-        raise NotHereError(f"there is no overlay {path}") from None
+        raise NotHereError(tr("there is no overlay {path}", path=path)) from None
     except (OSError, FormatError):
         return set()
     return set() if header.manifest_id is None else {header.manifest_id}

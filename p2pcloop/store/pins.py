@@ -10,6 +10,7 @@ from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.manifest import ID_SIZE
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.store.home import Home, replace_file
+from p2pcloop.words import tr
 
 _FORMAT = 1
 _NAME_LIMIT = 128
@@ -29,7 +30,7 @@ def load_pins(home: Home) -> dict[bytes, str]:
     except FileNotFoundError:
         return {}
     except OSError as err:
-        raise storage_error(f"cannot read {home.pins}", err) from err
+        raise storage_error(tr("cannot read {path}", path=home.pins), err) from err
     try:
         fields = Fields(unpack_canonical(data, "pins.msgpack", _MAX_SIZE), "pins.msgpack")
         fields.integer("format", _FORMAT, _FORMAT)
@@ -38,8 +39,10 @@ def load_pins(home: Home) -> dict[bytes, str]:
         for each in (fields, *rows):
             each.end()
     except FormatError as err:
-        hint = "move it away and pin again what is to stay"
-        raise FormatError(f"{home.pins} is damaged: {err}", hint=hint) from err
+        hint = tr("move it away and pin again what is to stay")
+        raise FormatError(
+            tr("{pins} is damaged: {err}", pins=home.pins, err=err), hint=hint
+        ) from err
     return pins
 
 
@@ -51,6 +54,6 @@ def save_pins(home: Home, pins: dict[bytes, str]) -> None:
         StorageError: the system refused; the old pins are still there.
     """
     if len(pins) > MAX_PINS:
-        raise UsageError(f"more than {MAX_PINS} images cannot be pinned")
+        raise UsageError(tr("more than {max_pins} images cannot be pinned", max_pins=MAX_PINS))
     rows = [{"manifest": manifest, "name": name} for manifest, name in pins.items()]
     replace_file(home.pins, pack_canonical({"format": _FORMAT, "pins": rows}))

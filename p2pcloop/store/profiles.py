@@ -12,6 +12,7 @@ from p2pcloop.formats.profile import Profile, Touch, fit_touches, open_profile, 
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 MAX_ANCESTORS = 64
 """How many older manifests are searched for a profile."""
@@ -39,7 +40,7 @@ def load_profile(home: Home, image_id: bytes) -> Profile | None:
         _log.warning("%s is not used: %s", path, err)
         return None
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(tr("cannot read {path}", path=path), err) from err
     return profile if profile.image_id == image_id else None
 
 
@@ -67,7 +68,9 @@ def forget_profile(home: Home, image_id: bytes) -> bool:
     except FileNotFoundError:
         return False
     except OSError as err:
-        raise storage_error(f"cannot delete {profile_path(home, image_id)}", err) from err
+        raise storage_error(
+            tr("cannot delete {home}", home=profile_path(home, image_id)), err
+        ) from err
     return True
 
 
@@ -168,8 +171,15 @@ def fit_profile(
                 "the profile is of another image: it names blocks that this one does not have",
                 hint="take one of this image, or of an older version",
             )
-        what = "another image" if older is None else f"{older.name}, version {older.version}"
-        remark = f"the profile is of {what}; it names blocks, so it helps where those are alike"
+        what = (
+            tr("another image")
+            if older is None
+            else tr("{older}, version {version}", older=older.name, version=older.version)
+        )
+        remark = tr(
+            "the profile is of {what}; it names blocks, so it helps where those are alike",
+            what=what,
+        )
     if not unpack_touches(touches):
         raise MismatchError("the profile names no block that the image has")
     return touches, remark

@@ -27,6 +27,7 @@ from p2pcloop.store.name_table import (
     pack_names,
     read_names,
 )
+from p2pcloop.words import tr
 
 
 class Records:
@@ -54,12 +55,16 @@ class Records:
         try:
             data = path.read_bytes()
         except FileNotFoundError as err:
-            raise NotHereError(f"no manifest {manifest_id.hex()} is known here") from err
+            raise NotHereError(
+                tr("no manifest {manifest_id} is known here", manifest_id=manifest_id.hex())
+            ) from err
         except OSError as err:
-            raise storage_error(f"cannot read {path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=path), err) from err
         signed = open_manifest(data)
         if signed.id != manifest_id:
-            raise MismatchError(f"{path} holds another manifest", hint=f"delete {path}")
+            raise MismatchError(
+                tr("{path} holds another manifest", path=path), hint=tr("delete {path}", path=path)
+            )
         return signed
 
     def has_manifest(self, manifest_id: bytes) -> bool:
@@ -78,7 +83,9 @@ class Records:
         """
         known = self.find(name)
         if known is None:
-            raise NotHereError(f"{name} is not known here", hint="use the link of the image once")
+            raise NotHereError(
+                tr("{name} is not known here", name=name), hint="use the link of the image once"
+            )
         return known
 
     def names(self) -> list[NameRecord]:
@@ -108,9 +115,17 @@ class Records:
             raise fork_error(name, version, seen.id, manifest_id)
         if version < known.version and not old:
             raise MismatchError(
-                f"this is version {version} of {name}, and version {known.version} was seen"
-                " already: a name never goes back",
-                hint=f"take the newest by its name, or say that you want this one: --at {version}",
+                tr(
+                    "this is version {version} of {name}, and version {version2} was seen already:"
+                    " a name never goes back",
+                    version=version,
+                    name=name,
+                    version2=known.version,
+                ),
+                hint=tr(
+                    "take the newest by its name, or say that you want this one: --at {version}",
+                    version=version,
+                ),
             )
 
     def check(
@@ -128,7 +143,9 @@ class Records:
                 `check_version`.
         """
         if (link.manifest_id, link.name) != (signed.id, signed.manifest.name):
-            raise MismatchError(f"the link of {link.name} is for another manifest than it brought")
+            raise MismatchError(
+                tr("the link of {link} is for another manifest than it brought", link=link.name)
+            )
         if record is not None:
             _check_record(record, signed, link)
         self.check_version(link.name, signed.manifest.version, signed.id, old=old)
@@ -171,8 +188,15 @@ class Records:
         data = pack_names(names.values()) if new != known else b""
         if len(names) > MAX_NAMES or len(data) > MAX_NAMES_SIZE:
             raise UsageError(
-                f"no room for the name {link.name}: {len(self._names)} are known",
-                hint=f"move {self._home.names} away: images can be had again by their links",
+                tr(
+                    "no room for the name {link}: {names_count} are known",
+                    link=link.name,
+                    names_count=len(self._names),
+                ),
+                hint=tr(
+                    "move {names} away: images can be had again by their links",
+                    names=self._home.names,
+                ),
             )
         self._keep_manifest(signed)
         if new != known:
@@ -205,7 +229,9 @@ class Records:
             try:
                 (self._home.manifests / ref.id.hex()).unlink(missing_ok=True)
             except OSError as err:
-                raise storage_error(f"cannot delete the manifest {ref.id.hex()}", err) from err
+                raise storage_error(
+                    tr("cannot delete the manifest {id}", id=ref.id.hex()), err
+                ) from err
 
     def _keep_manifest(self, signed: SignedManifest) -> None:
         path = self._home.manifests / signed.id.hex()
@@ -215,15 +241,20 @@ class Records:
         except FileNotFoundError:
             pass
         except OSError as err:
-            raise storage_error(f"cannot read {path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=path), err) from err
         replace_file(path, signed.data)
 
 
 def fork_error(name: Name, version: int, one: bytes, other: bytes) -> MismatchError:
     """The error for two manifests with one version number."""
     return MismatchError(
-        f"fork: two manifests are signed as version {version} of {name}: {one.hex()} and"
-        f" {other.hex()}",
+        tr(
+            "fork: two manifests are signed as version {version} of {name}: {one} and {other}",
+            version=version,
+            name=name,
+            one=one.hex(),
+            other=other.hex(),
+        ),
         hint="nothing was changed; ask the publisher, whose key may be in other hands, for a newer"
         " version",
     )
@@ -239,8 +270,14 @@ def _check_record(record: SignedRecord, signed: SignedManifest, link: Link) -> N
         link.manifest_torrent,
     ):
         raise MismatchError(
-            f"the record of {said.name}, version {said.version}, leads to a manifest of"
-            f" {manifest.name}, version {manifest.version}",
+            tr(
+                "the record of {said}, version {version}, leads to a manifest of {manifest},"
+                " version {version2}",
+                said=said.name,
+                version=said.version,
+                manifest=manifest.name,
+                version2=manifest.version,
+            ),
             hint="ask the publisher to publish it again",
         )
 

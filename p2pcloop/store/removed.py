@@ -11,6 +11,7 @@ from pathlib import Path
 
 from p2pcloop.errors import storage_error
 from p2pcloop.store.home import Home, replace_file
+from p2pcloop.words import tr
 
 _SUFFIX = ".removed"
 
@@ -34,7 +35,7 @@ def unmark_removed(home: Home, manifest_id: bytes) -> None:
     try:
         _mark(home, manifest_id).unlink(missing_ok=True)
     except OSError as err:
-        raise storage_error(f"cannot delete {_mark(home, manifest_id)}", err) from err
+        raise storage_error(tr("cannot delete {home}", home=_mark(home, manifest_id)), err) from err
 
 
 def is_removed(home: Home, manifest_id: bytes) -> bool:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pcloop.errors import UsageError
+from p2pcloop.words import tr
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a unix socket's address."""
@@ -52,7 +53,11 @@ def socket_address(path: Path) -> Iterator[str]:
         return
     if len(os.fsencode(path.name)) > _NAME_LIMIT:
         raise UsageError(
-            f"the name of the socket {path} has more than {_NAME_LIMIT} bytes",
+            tr(
+                "the name of the socket {path} has more than {name_limit} bytes",
+                path=path,
+                name_limit=_NAME_LIMIT,
+            ),
             hint="choose a shorter name for it; its folder may lie as deep as you like",
         )
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -14,6 +14,7 @@ from pathlib import Path
 from p2pcloop.errors import storage_error
 from p2pcloop.formats.name import Name
 from p2pcloop.store.home import Home, replace_file
+from p2pcloop.words import tr
 
 
 def known_source(home: Home, name: Name) -> Path | None:
@@ -27,7 +28,7 @@ def known_source(home: Home, name: Name) -> Path | None:
     except FileNotFoundError:
         return None
     except OSError as err:
-        raise storage_error(f"cannot read {_place(home, name)}", err) from err
+        raise storage_error(tr("cannot read {home}", home=_place(home, name)), err) from err
 
 
 def remember_source(home: Home, name: Name, path: Path) -> None:
@@ -39,7 +40,7 @@ def remember_source(home: Home, name: Name, path: Path) -> None:
     try:
         home.sources.mkdir(mode=0o700, exist_ok=True)
     except OSError as err:
-        raise storage_error(f"cannot create {home.sources}", err) from err
+        raise storage_error(tr("cannot create {path}", path=home.sources), err) from err
     replace_file(_place(home, name), os.fsencode(path.resolve()))
 
 

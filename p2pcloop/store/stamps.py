@@ -16,6 +16,7 @@ from pathlib import Path
 
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.store.home import replace_file
+from p2pcloop.words import tr
 
 MAGIC = b"P2PCUSED"
 VERSION = 1
@@ -44,7 +45,7 @@ def load_stamps(directory: Path, pieces: int) -> array[int]:
     except FileNotFoundError:
         return stamps
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(tr("cannot read {path}", path=path), err) from err
     body = data[: -_CHECK.size]
     right = (
         len(data) == _HEADER.size + 4 * pieces + _CHECK.size
@@ -71,7 +72,13 @@ def save_stamps(directory: Path, pieces: int, used: bytes, now: int) -> None:
         StorageError: the system refused; the old stamps are still there.
     """
     if len(used) != (pieces + 7) // 8:
-        raise UsageError(f"{len(used)} bytes are not the bits of {pieces} pieces")
+        raise UsageError(
+            tr(
+                "{used_count} bytes are not the bits of {pieces} pieces",
+                used_count=len(used),
+                pieces=pieces,
+            )
+        )
     stamps = load_stamps(directory, pieces)
     for piece in set_bits(used, pieces):
         stamps[piece] = max(stamps[piece], min(now, 0xFFFF_FFFF))

@@ -10,6 +10,7 @@ from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import format_key, parse_key
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home, replace_file
+from p2pcloop.words import tr
 
 MAX_TRUSTED = 4096
 _MAX_SIZE = 1 << 20
@@ -35,17 +36,24 @@ class TrustedKeys:
         except FileNotFoundError:
             return set()
         except OSError as err:
-            raise storage_error(f"cannot read {path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=path), err) from err
         lines = data.decode(errors="replace").splitlines()
         if len(data) > _MAX_SIZE or len(lines) > MAX_TRUSTED:
-            raise FormatError(f"{path} has more than {MAX_TRUSTED} keys, or too long lines")
+            raise FormatError(
+                tr(
+                    "{path} has more than {max_trusted} keys, or too long lines",
+                    path=path,
+                    max_trusted=MAX_TRUSTED,
+                )
+            )
         keys = set()
         for number, line in enumerate(lines, 1):
             try:
                 keys.add(read_trusted(line))
             except FormatError as err:
                 raise FormatError(
-                    f"{path}, line {number}: {err}", hint="correct or delete that line"
+                    tr("{path}, line {number}: {err}", path=path, number=number, err=err),
+                    hint="correct or delete that line",
                 ) from err
         return keys
 
@@ -68,14 +76,20 @@ class TrustedKeys:
         """
         if key not in self.all():  # before a file is made
             raise NotHereError(
-                f"@{format_key(key)} is not trusted here", hint="`p2pcloop key trust` lists them"
+                tr("@{key} is not trusted here", key=format_key(key)),
+                hint="`p2pcloop key trust` lists them",
             )
         with self.home.changing_trusted_keys():
             self._write(self.all() - {key})
 
     def _write(self, keys: set[bytes]) -> None:
         if len(keys) > MAX_TRUSTED:
-            raise UsageError(f"there are {MAX_TRUSTED} trusted keys, and no more may be")
+            raise UsageError(
+                tr(
+                    "there are {max_trusted} trusted keys, and no more may be",
+                    max_trusted=MAX_TRUSTED,
+                )
+            )
         lines = sorted(f"@{format_key(key)}\n" for key in keys)
         replace_file(self.home.trusted_keys, "".join(lines).encode())
 

@@ -23,6 +23,7 @@ from p2pcloop.store.lease import leased
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
 from p2pcloop.store.removed import is_removed
+from p2pcloop.words import tr
 
 _MANIFEST = re.compile(rf"[0-9a-f]{{{2 * ID_SIZE}}}")
 
@@ -30,15 +31,15 @@ _MANIFEST = re.compile(rf"[0-9a-f]{{{2 * ID_SIZE}}}")
 class Keep(Enum):
     """Why something is not evicted; the value completes "2.1 GB ...". The first reason counts."""
 
-    RUNNING = "are in use by running guests or commands"
-    READING = "are just being read or fetched"
-    PINNED = "are pinned"
-    OVERLAY = "lie below overlays"
-    PUBLISHED = "were published from here"
-    IN_PLACE = "belong to files that are seeded where they lie"
-    LINKED = "have hard links elsewhere"
-    NEW = "are of no known image yet"
-    RECORDS = "are metadata and manifests"
+    RUNNING = tr("are in use by running guests or commands")
+    READING = tr("are just being read or fetched")
+    PINNED = tr("are pinned")
+    OVERLAY = tr("lie below overlays")
+    PUBLISHED = tr("were published from here")
+    IN_PLACE = tr("belong to files that are seeded where they lie")
+    LINKED = tr("have hard links elsewhere")
+    NEW = tr("are of no known image yet")
+    RECORDS = tr("are metadata and manifests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +124,22 @@ def known_manifests(home: Home) -> Iterator[tuple[bytes, Manifest]]:
     try:
         paths = sorted(home.manifests.iterdir())
     except OSError as err:
-        raise storage_error(f"cannot read {home.manifests}", err) from err
+        raise storage_error(tr("cannot read {path}", path=home.manifests), err) from err
     for path in paths:
         if _MANIFEST.fullmatch(path.name):  # other names are files that are being written
             yield bytes.fromhex(path.name), _read_manifest(path)
 
 
 def _read_manifest(path: Path) -> Manifest:
-    hint = f"delete {path}; it can be had again by its link"
+    hint = tr("delete {path}; it can be had again by its link", path=path)
     try:
         signed = open_manifest(path.read_bytes())
     except FileNotFoundError as err:
-        raise NotHereError(f"there is no {path}") from err
+        raise NotHereError(tr("there is no {path}", path=path)) from err
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(tr("cannot read {path}", path=path), err) from err
     except (FormatError, MismatchError) as err:
-        raise FormatError(f"{path} is damaged: {err}", hint=hint) from err
+        raise FormatError(tr("{path} is damaged: {err}", path=path, err=err), hint=hint) from err
     if signed.id.hex() != path.name:
-        raise MismatchError(f"{path} holds another manifest", hint=hint)
+        raise MismatchError(tr("{path} holds another manifest", path=path), hint=hint)
     return signed.manifest

@@ -16,6 +16,7 @@ from p2pcloop.errors import GuestError, storage_error
 from p2pcloop.formats.holes import next_data
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 from p2pcloopd.programs import find_program
 
 _JOURNAL_MIB = 16
@@ -45,7 +46,7 @@ def make_file_system(overlay: Overlay, folder: Path) -> None:
             for offset, block in _blocks(file.fileno()):
                 overlay.write(offset, [memoryview(block)])
     except OSError as err:
-        raise storage_error(f"cannot make a file system in {folder}", err) from err
+        raise storage_error(tr("cannot make a file system in {path}", path=folder), err) from err
 
 
 def _run_mke2fs(program: Path, fd: int) -> None:
@@ -66,7 +67,7 @@ def _run_mke2fs(program: Path, fd: int) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise GuestError(f"mke2fs made no file system: {done.stderr.strip()}")
+        raise GuestError(tr("mke2fs made no file system: {stderr}", stderr=done.stderr.strip()))
 
 
 def _blocks(fd: int) -> Iterator[tuple[int, bytes]]:

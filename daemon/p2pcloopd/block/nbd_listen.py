@@ -11,9 +11,12 @@ from pathlib import Path
 import trio
 
 from p2pcloop.errors import BusyError, UsageError
+from p2pcloop.words import tr
 from p2pcloopd.unix_listener import unix_listener
 
-_HINT = "give unix:PATH, HOST:PORT or [IPV6]:PORT, such as unix:/tmp/disk.nbd or 127.0.0.1:10809"
+_HINT = tr(
+    "give unix:PATH, HOST:PORT or [IPV6]:PORT, such as unix:/tmp/disk.nbd or 127.0.0.1:10809"
+)
 
 
 @asynccontextmanager
@@ -60,15 +63,18 @@ def check_nbd_address(address: str, *, tls: bool, insecure: bool) -> str | None:
         return None
     if not insecure:
         raise UsageError(
-            f"NBD over TCP at {address} would let every user of this machine, and every machine"
-            " that reaches it, read the image and write to the overlay",
+            tr(
+                "NBD over TCP at {address} would let every user of this machine, and every"
+                " machine that reaches it, read the image and write to the overlay",
+                address=address,
+            ),
             hint="serve at unix:PATH, ask for TLS with --tls-certificates DIR, or say --insecure",
         )
-    return (
-        f"every client that reaches {address} reads the image, and writes to the overlay if there"
-        " is one; nothing is encrypted"
-        + ("" if is_loopback(host) else ", and it can be reached from other machines")
-    )
+    return tr(
+        "every client that reaches {address} reads the image, and writes to the overlay"
+        " if there is one; nothing is encrypted",
+        address=address,
+    ) + ("" if is_loopback(host) else tr(", and it can be reached from other machines"))
 
 
 def is_loopback(host: str) -> bool:
@@ -82,7 +88,7 @@ def is_loopback(host: str) -> bool:
 def _parse_path(address: str) -> Path:
     path = address.removeprefix("unix:")
     if not path or "\0" in path:
-        raise UsageError(f"{address!r} names no socket file", hint=_HINT)
+        raise UsageError(tr("{address!r} names no socket file", address=address), hint=_HINT)
     return Path(path)
 
 
@@ -93,9 +99,11 @@ def _parse_host_port(address: str) -> tuple[str, int]:
         host = host[1:-1]
     named = host and (bracketed == (":" in host)) and not set(host) & set("[]/ \0")
     if not colon or not named or not (port.isascii() and port.isdigit() and len(port) <= 5):
-        raise UsageError(f"{address!r} is not an address to listen on", hint=_HINT)
+        raise UsageError(
+            tr("{address!r} is not an address to listen on", address=address), hint=_HINT
+        )
     if int(port) > 65535:
-        raise UsageError(f"{address!r} has a port above 65535", hint=_HINT)
+        raise UsageError(tr("{address!r} has a port above 65535", address=address), hint=_HINT)
     return host, int(port)
 
 
@@ -104,5 +112,9 @@ async def _listen_tcp(host: str, port: int, address: str) -> list[trio.SocketLis
         return await trio.open_tcp_listeners(port, host=host)
     except (OSError, UnicodeError) as err:
         if isinstance(err, OSError) and err.errno == errno.EADDRINUSE:
-            raise BusyError(f"another program listens on {address} already") from err
-        raise UsageError(f"cannot listen on {address}: {err}", hint=_HINT) from err
+            raise BusyError(
+                tr("another program listens on {address} already", address=address)
+            ) from err
+        raise UsageError(
+            tr("cannot listen on {address}: {err}", address=address, err=err), hint=_HINT
+        ) from err

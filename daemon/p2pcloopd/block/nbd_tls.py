@@ -12,6 +12,7 @@ from pathlib import Path
 
 from p2pcloop.errors import NotHereError, UsageError, storage_error
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 _HINT = "docs/nbd.md tells how to make it (certtool, or openssl)"
 
@@ -43,7 +44,15 @@ class NbdTls:
             # A server starts without a terminal, so it cannot ask for a passphrase.
             context.load_cert_chain(certificate, key, password="")
         except ssl.SSLError as err:
-            raise UsageError(f"{certificate} and {key} cannot be used: {err}", hint=_HINT) from err
+            raise UsageError(
+                tr(
+                    "{certificate} and {key} cannot be used: {err}",
+                    certificate=certificate,
+                    key=key,
+                    err=err,
+                ),
+                hint=_HINT,
+            ) from err
         if self.verify_peer:
             self._believe(context)
         return context
@@ -57,13 +66,17 @@ class NbdTls:
                 context.load_verify_locations(revoked)
                 context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         except ssl.SSLError as err:
-            raise UsageError(f"{authority} cannot be used: {err}", hint=_HINT) from err
+            raise UsageError(
+                tr("{authority} cannot be used: {err}", authority=authority, err=err), hint=_HINT
+            ) from err
         context.verify_mode = ssl.CERT_REQUIRED
 
     def _file(self, name: str) -> Path:
         path = self.directory / name
         if not path.is_file():
-            raise NotHereError(f"there is no {path}, which TLS needs", hint=_HINT)
+            raise NotHereError(tr("there is no {path}, which TLS needs", path=path), hint=_HINT)
         if not os.access(path, os.R_OK):
-            raise storage_error(f"cannot read {path}", PermissionError(13, "Permission denied"))
+            raise storage_error(
+                tr("cannot read {path}", path=path), PermissionError(13, "Permission denied")
+            )
         return path

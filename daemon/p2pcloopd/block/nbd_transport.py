@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import trio
 
 from p2pcloop.protocol.nbd_wire import RemoteProtocolError
+from p2pcloop.words import tr
 
 _TLS_PART: Final = 256 << 10
 """Bytes encrypted at a time: this bounds the memory, which else would be a whole reply once
@@ -86,7 +87,9 @@ class TlsTransport:
             await tls.do_handshake()
         except trio.BrokenResourceError as err:
             stream.socket.close()
-            raise RemoteProtocolError(f"the TLS handshake failed: {err.__cause__ or err}") from err
+            raise RemoteProtocolError(
+                tr("the TLS handshake failed: {cause}", cause=err.__cause__ or err)
+            ) from err
         except BaseException:
             stream.socket.close()
             raise

@@ -27,6 +27,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.kept import KeptChunks
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.overlays import register_overlay
+from p2pcloop.words import tr
 from p2pcloopd.block.booted import report_booted
 from p2pcloopd.block.fetched_file import FetchedFile
 from p2pcloopd.block.files_overlay import make_file_system
@@ -97,12 +98,17 @@ def _holder(spec: BlockServerSpec, signed: SignedManifest) -> str:
     name = signed.manifest.name
     if spec.for_guest:  # forked by the command that runs the guest
         guest = os.getppid() if spec.inherited is None else spec.inherited.guest
-        return f"the guest of {name}, process {guest}"
-    return f"`p2pcloop {spec.command}` of {name}, process {os.getpid()}"
+        return tr("the guest of {name}, process {guest}", name=name, guest=guest)
+    return tr(
+        "`p2pcloop {command}` of {name}, process {getpid}",
+        command=spec.command,
+        name=name,
+        getpid=os.getpid(),
+    )
 
 
 def _report_gone(home: Home, waiting: WaitingFile) -> None:
-    waiting.report(f"no p2pcloopd runs on {home.root}")
+    waiting.report(tr("no p2pcloopd runs on {root}", root=home.root))
     _log.warning(
         "the guest waits: no p2pcloopd runs on %s; start it with `p2pcloop daemon start --home %s`",
         *(home.root, shlex.quote(str(home.root))),

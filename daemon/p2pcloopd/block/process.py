@@ -29,6 +29,7 @@ import trio
 from p2pcloop.errors import DaemonError, GuestError, P2pcloopError
 from p2pcloop.formats.overlay_remains import Remains
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, Reply, encode
+from p2pcloop.words import tr
 from p2pcloopd.block.opening import Disk
 from p2pcloopd.block.server import serve
 from p2pcloopd.block.spec import BlockServerSpec, Inherited, MemoryPart
@@ -110,7 +111,9 @@ class BlockServerProcess:
             pass  # one that was killed had told that it would not come
         self._copying = None
         if "path" not in event.fields:
-            raise GuestError(f"the guest's changes cannot be copied: {event.fields['error']}")
+            raise GuestError(
+                tr("the guest's changes cannot be copied: {error}", error=event.fields["error"])
+            )
         return Path(os.fsdecode(event.fields["path"]))
 
     async def wait_ready(self) -> None:

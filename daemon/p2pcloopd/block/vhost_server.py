@@ -30,6 +30,7 @@ from p2pcloop.protocol.vhost_user import (
     RefusedError,
 )
 from p2pcloop.protocol.virtqueue import GuestMemory, MemoryRegion, Virtqueue, VirtqueueError
+from p2pcloop.words import tr
 from p2pcloopd.block.backend import Backend
 from p2pcloopd.block.vhost_queue import QueueServer
 
@@ -224,7 +225,11 @@ class _FrontEnd:
                 return None
             if flags & socket.MSG_CTRUNC:
                 raise ProtocolError(
-                    f"a message with more than {MAX_REGIONS} descriptors, or than can be open here"
+                    tr(
+                        "a message with more than {max_regions} descriptors, or than can be open"
+                        " here",
+                        max_regions=MAX_REGIONS,
+                    )
                 )
             for fd in fds:
                 # A descriptor must not make this process wait in a read or write. One of O_PATH
@@ -290,7 +295,7 @@ class _FrontEnd:
     def _start_queue(self, index: int, nursery: trio.Nursery) -> None:
         vring = self._session.vrings[index]
         if vring.addresses is None:
-            raise RefusedError(f"queue {index} was started before it was laid out")
+            raise RefusedError(tr("queue {index} was started before it was laid out", index=index))
         descriptors, used, available = vring.addresses
         queue = Virtqueue(
             self._memory.memory,
@@ -314,7 +319,7 @@ class _Mapping:
             self.memory = GuestMemory([self._map(region) for region in regions])
         except (OSError, ValueError, OverflowError) as error:
             self._unmap()
-            raise RefusedError(f"guest memory cannot be mapped: {error}") from error
+            raise RefusedError(tr("guest memory cannot be mapped: {error}", error=error)) from error
 
     def close(self) -> None:
         """Unmap it all."""

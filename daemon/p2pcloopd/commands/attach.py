@@ -13,6 +13,7 @@ from p2pcloop.client.terminal import notify
 from p2pcloop.errors import GuestError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 
 _STDOUT = 1
 _EPILOG = """
@@ -49,17 +50,20 @@ def command(name: str, home: Home) -> None:
         folder = GuestFolder(home, name)
         if not folder.socket_path.exists():
             raise GuestError(
-                f"the guest {name} has no console to attach to: it is one of `run`, or its home is"
-                " on a file system without sockets",
-                hint=f"`p2pcloop stop {name}` ends it",
+                tr(
+                    "the guest {name} has no console to attach to: it is one of `run`, or its home"
+                    " is on a file system without sockets",
+                    name=name,
+                ),
+                hint=tr("`p2pcloop stop {name}` ends it", name=name),
             )
         attaching = importlib.import_module("p2pcloopd.guest.console.attaching")
         ended, number = attaching.attach(folder, guest)
         if ended:
             guest.wait()
-            notify(f"p2pcloop: the guest {name} has ended")
+            notify(tr("p2pcloop: the guest {name} has ended", name=name))
             raise click.exceptions.Exit(guest.exit_code())
         # The guest's prompt stands on this line.
         begin = "\n" if os.isatty(_STDOUT) else ""
-        notify(f"{begin}p2pcloop: left the guest {name}, which runs on")
+        notify(tr("{begin}p2pcloop: left the guest {name}, which runs on", begin=begin, name=name))
         raise click.exceptions.Exit(128 + number if number else 0)

@@ -13,13 +13,14 @@ from typing import NoReturn
 from p2pcloop.client.terminal import report_error
 from p2pcloop.errors import GuestError, P2pcloopError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, encode
+from p2pcloop.words import tr
 
 _RECEIVE_SIZE = 1 << 16
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STREAMS = (0, 1)
 
 
-def in_background(work: Callable[[Callable[[str], None]], int], what: str = "the guest") -> str:
+def in_background(work: Callable[[Callable[[str], None]], int], what: str = tr("the guest")) -> str:
     """Fork; the child does `work` in a session of its own, without a terminal.
 
     Returns in the parent once the child calls what it was given, and never in the child. Until
@@ -56,7 +57,7 @@ def in_background(work: Callable[[Callable[[str], None]], int], what: str = "the
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     raise GuestError(
-        f"{what} ended while it started (status {code})",
+        tr("{what} ended while it started (status {code})", what=what, code=code),
         hint="without --detach it may say why; one that the system killed (status -9) may have had"
         " too little memory",
     )
@@ -126,4 +127,4 @@ def _work_and_exit(work: Callable[[Callable[[str], None]], int], output: int) ->
 
 
 def _system(err: OSError) -> str:
-    return f"cannot use {err.filename}" if err.filename else "the system refused"
+    return tr("cannot use {path}", path=err.filename) if err.filename else tr("the system refused")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from p2pcloop.words import tr
+
 
 class CommandBehindDashes(click.Command):
     """Explains where the `--` belongs, if it is missing before the guest's command."""
@@ -16,7 +18,9 @@ class CommandBehindDashes(click.Command):
             if "--" in given:
                 raise
             first = self.params[0].make_metavar(ctx)
-            told = (
-                f"{err.format_message()} The guest's command stands behind `--`: {first} -- ls -l"
+            told = tr(
+                "{format_message} The guest's command stands behind `--`: {first} -- ls -l",
+                format_message=err.format_message(),
+                first=first,
             )
             raise click.UsageError(told, ctx) from err

@@ -23,6 +23,7 @@ from p2pcloop.client.terminal import log_to_stderr, notify, warn
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 from p2pcloopd.block.nbd_listen import check_nbd_address
 from p2pcloopd.block.nbd_tls import NbdTls
 from p2pcloopd.block.server import serve, serve_until_signal
@@ -109,8 +110,10 @@ def command(
         nbd_tls=tls,
     )
     where = " and ".join(str(place) for place in (vhost_user, nbd) if place)
-    changes = "read-only" if overlay is None else f"writes go to {overlay}"
-    ready = partial(notify, f"serving at {where}, {changes}; Ctrl-C ends it")
+    changes = "read-only" if overlay is None else tr("writes go to {overlay}", overlay=overlay)
+    ready = partial(
+        notify, tr("serving at {where}, {changes}; Ctrl-C ends it", where=where, changes=changes)
+    )
     report = run(partial(serve_until_signal, partial(serve, spec, ready)))
     if as_json:
         click.echo(to_json(report))
@@ -128,7 +131,7 @@ def _check_nbd(
         return None
     warning = check_nbd_address(nbd, tls=certificates is not None, insecure=insecure)
     if warning is not None:
-        warn(f"p2pcloop: {warning}")
+        warn(tr("p2pcloop: {warning}", warning=warning))
     if certificates is None:
         return None
     tls = NbdTls(certificates, verify_peer)

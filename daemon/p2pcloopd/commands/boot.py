@@ -15,11 +15,12 @@ import click
 
 from p2pcloop.cli.options import REF
 from p2pcloop.cli.output import check_writable
-from p2pcloop.client.terminal import notify
+from p2pcloop.client.terminal import notify, say
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloop.words import tr
 from p2pcloopd.commands.display_options import DisplayOptions, display_options
 from p2pcloopd.commands.guest_command import run_guest_command
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
@@ -67,7 +68,11 @@ EARLIER = "p2pcloop.earlier"
 WORDS = "p2pcloop.words"
 """Key of a context's `meta`: the words behind `p2pcloop boot`."""
 
-_ENDINGS = {"poweroff": "has shut down", "reboot": "has shut down", "killed": "was ended at once"}
+_ENDINGS = {
+    "poweroff": tr("has shut down"),
+    "reboot": tr("has shut down"),
+    "killed": tr("was ended at once"),
+}
 
 
 class Boot(click.Command):
@@ -161,7 +166,7 @@ def command(
         )
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for most boots
 
-    click.echo(in_background(boot.run))
+    say(in_background(boot.run))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,29 +262,42 @@ def report_end(result: GuestResult, ref: str, overlay: Path | None) -> None:
     if result.reason == "suspended":
         assert result.state is not None
         name, version = result.state
-        notify(f"\np2pcloop: the guest is suspended: {name}, version {version}, can be resumed")
+        notify(
+            tr(
+                "\np2pcloop: the guest is suspended: {name}, version {version}, can be resumed",
+                name=name,
+                version=version,
+            )
+        )
         return
-    how = _ENDINGS.get(result.reason, f"ended: {result.reason} (exit code {result.exit_code})")
-    notify(f"\np2pcloop: the guest {how}; {_changes(ref, overlay)}")
+    how = _ENDINGS.get(
+        result.reason,
+        tr(
+            "ended: {reason} (exit code {exit_code})",
+            reason=result.reason,
+            exit_code=result.exit_code,
+        ),
+    )
+    notify(tr("\np2pcloop: the guest {how}; {ref}", how=how, ref=_changes(ref, overlay)))
 
 
 def _changes(ref: str, overlay: Path | None) -> str:
     """What the guest has changed, and what can be done with it, for a user at a terminal."""
     if overlay is None:
-        return "its changes are gone (--overlay FILE keeps them)"
+        return tr("its changes are gone (--overlay FILE keeps them)")
     from p2pcloop.formats.overlay import Overlay  # noqa: PLC0415  the block server has loaded it
 
     try:
         info = Overlay.inspect(overlay)
     except P2pcloopError:  # it was deleted meanwhile
-        return f"{printable(str(overlay))} is gone"
+        return tr("{overlay} is gone", overlay=printable(str(overlay)))
     size = format_size(info.data_blocks * BLOCK_SIZE)
     file = shlex.quote(str(overlay))
     image = shlex.quote(info.name or ref)
     lines = [
-        f"{printable(str(overlay))} holds {size} of changes",
-        f"  boot it again: p2pcloop boot {image} --overlay {file}",
+        tr("{overlay} holds {size} of changes", overlay=printable(str(overlay)), size=size),
+        tr("  boot it again: p2pcloop boot {image} --overlay {file}", image=image, file=file),
     ]
     if info.name:
-        lines.append(f"  pass it on:    p2pcloop publish {file} --name LABEL")
+        lines.append(tr("  pass it on:    p2pcloop publish {file} --name LABEL", file=file))
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.commands.exec import running_guest
 
 _EPILOG = """
@@ -77,9 +78,14 @@ def command(source: str, target: str, base: str | None, home: Home) -> None:
         check_output_open()
     place = inside or outside
     if place is None or (inside is not None and outside is not None):
-        many = "neither is" if place is None else "both are"
+        many = tr("neither is") if place is None else tr("both are")
         raise UsageError(
-            f"one of {printable(source)} and {printable(target)} must be in a guest, and {many}",
+            tr(
+                "one of {source} and {target} must be in a guest, and {many}",
+                source=printable(source),
+                target=printable(target),
+                many=many,
+            ),
             hint="a path in a guest is NAME:PATH, one in an overlay FILE:PATH (FILE exists), "
             "a file here whose name has a colon ./NAME",
         )
@@ -103,4 +109,4 @@ def command(source: str, target: str, base: str | None, home: Home) -> None:
 
 
 def _leave_out(what: str) -> None:
-    notify(f"p2pcloop: left out {printable(what)}")
+    notify(tr("p2pcloop: left out {what}", what=printable(what)))

@@ -9,6 +9,7 @@ from p2pcloop.client.guests import describe_display
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import storage_error
 from p2pcloop.store.guests import OwnGuest
+from p2pcloop.words import tr
 from p2pcloopd.commands.display_options import DisplayOptions
 from p2pcloopd.guest.channel.display_session import Session
 from p2pcloopd.guest.display import wire
@@ -52,7 +53,7 @@ def make_display(ref: str, screen: DisplayOptions, listeners: Listeners) -> Disp
 def title_of(ref: str) -> str:
     """What stands above the display of a guest that boots `ref`. All users of this machine can see
     it among the words of the server: it has no secret of a link, which stands behind its `#`."""
-    return f"p2pcloop: {Path(ref.partition('#')[0]).name[:64]}"
+    return tr("p2pcloop: {name}", name=Path(ref.partition("#")[0]).name[:64])
 
 
 def make_session(screen: DisplayOptions) -> Session | None:
@@ -67,16 +68,25 @@ def report_display(own: OwnGuest, display: Display) -> None:
         StorageError: the system refused.
     """
     if display.listener is None:
-        notify(f"p2pcloop: display: a window of {display.geometry} on {display.address}")
+        notify(
+            tr(
+                "p2pcloop: display: a window of {size} on {address}",
+                size=display.geometry,
+                address=display.address,
+            )
+        )
         return
     if display.web is None:
         _write_password(own.folder.vnc_password_path, display.password)
         if not display.address.startswith("127."):
             notify(
-                f"p2pcloop: warning: other machines can connect to the display at {display.address}"
+                tr(
+                    "p2pcloop: warning: other machines can connect to the display at {address}",
+                    address=display.address,
+                )
             )
     for line in describe_display(own.folder, display.facts()):
-        notify(f"p2pcloop: {line}")
+        notify(tr("p2pcloop: {line}", line=line))
 
 
 def _write_password(path: Path, password: str) -> None:
@@ -86,4 +96,4 @@ def _write_password(path: Path, password: str) -> None:
         with open(fd, "wb") as file:
             file.write(password_file(password))
     except OSError as err:
-        raise storage_error(f"cannot write {path}", err) from err
+        raise storage_error(tr("cannot write {path}", path=path), err) from err

@@ -18,11 +18,13 @@ import click
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.progress import waiting_for
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import GuestError, NeedsPackageError, P2pcloopError, StorageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 from p2pcloopd.entry import run
 from p2pcloopd.programs import find_program
 
@@ -76,7 +78,7 @@ def command(home: Home, *, as_json: bool) -> None:
         facts = _try(check)
         found.append(facts)
         if not as_json:
-            click.echo("\n".join(_text(facts)))
+            say("\n".join(_text(facts)))
     if as_json:
         click.echo(to_json({"checks": found}))
     if any(facts["result"] == "missing" for facts in found):
@@ -85,22 +87,26 @@ def command(home: Home, *, as_json: bool) -> None:
 
 def checks(home: Home) -> Iterator[Check]:
     """All that is looked at, the most important first."""
-    yield Check("the guest's kernel", "boot, run", _uml_kernel, needed=True)
-    yield Check("busybox", "the guest's first root", _busybox, needed=True)
-    yield Check("the sandbox", "boot, run, exec, cp", _sandbox, needed=True)
-    yield Check("room on the disk", "all that is fetched", partial(_room, home), needed=True)
-    yield Check("the clock", "signatures and versions", partial(_clock, home), needed=True)
-    yield Check("p2pcloopd", "fetching and seeding", partial(_node, home))
-    yield Check("mke2fs", "overlays of read-only images", _program("mke2fs", "e2fsprogs"))
-    yield Check("user network", "--net user", _program("libslirp-helper", "libslirp-helper"))
-    yield Check("networks of guests", "--net lan", _lan)
-    yield Check("a display", "--display vnc, web", _display)
+    yield Check(tr("the guest's kernel"), "boot, run", _uml_kernel, needed=True)
+    yield Check("busybox", tr("the guest's first root"), _busybox, needed=True)
+    yield Check(tr("the sandbox"), "boot, run, exec, cp", _sandbox, needed=True)
+    yield Check(
+        tr("room on the disk"), tr("all that is fetched"), partial(_room, home), needed=True
+    )
+    yield Check(tr("the clock"), tr("signatures and versions"), partial(_clock, home), needed=True)
+    yield Check("p2pcloopd", tr("fetching and seeding"), partial(_node, home))
+    yield Check("mke2fs", tr("overlays of read-only images"), _program("mke2fs", "e2fsprogs"))
+    yield Check(
+        tr("user network"), tr("--net user"), _program("libslirp-helper", "libslirp-helper")
+    )
+    yield Check(tr("networks of guests"), tr("--net lan"), _lan)
+    yield Check("a display", tr("--display vnc, web"), _display)
     yield Check("FUSE", "mount", _fuse)
-    yield Check("QEMU", "--vm qemu", _qemu)
-    yield Check("KVM", "guests of QEMU at full speed", _kvm)
-    yield Check("qemu-img", "disks of virtual machines", _program("qemu-img", "qemu-utils"))
+    yield Check("QEMU", tr("--vm qemu"), _qemu)
+    yield Check("KVM", tr("guests of QEMU at full speed"), _kvm)
+    yield Check("qemu-img", tr("disks of virtual machines"), _program("qemu-img", "qemu-utils"))
     yield Check("xorriso", "export --iso", _program("xorriso", "xorriso"))
-    yield Check("netboot", "bare machines", _netboot)
+    yield Check("netboot", tr("bare machines"), _netboot)
 
 
 def _try(check: Check) -> dict[str, Any]:
@@ -118,9 +124,15 @@ def _text(facts: dict[str, Any]) -> Iterator[str]:
     """The lines of one check."""
     mark = {"ok": "ok", "missing": "MISSING", "absent": "-"}[facts["result"]]
     said = printable(facts["said"])
-    yield f"{mark:8} {facts['what']} (for {facts['for']}): {said}"
+    yield tr(
+        "{mark:8} {what} (for {purpose}): {said}",
+        mark=mark,
+        what=facts["what"],
+        purpose=facts["for"],
+        said=said,
+    )
     if facts["hint"]:
-        yield f"{'':8}   hint: {printable(facts['hint'])}"
+        yield tr("{what:8}   hint: {hint}", what="", hint=printable(facts["hint"]))
 
 
 def _program(name: str, package: str) -> Callable[[], str]:
@@ -133,8 +145,12 @@ def _uml_kernel() -> str:
 
     kernel = find_kernel()
     if xsave.is_needed(kernel):
-        return f"User-Mode Linux {kernel.release}, with a shim: {xsave.compiled_shim()}"
-    return f"User-Mode Linux {kernel.release}: {kernel.path}"
+        return tr(
+            "User-Mode Linux {release}, with a shim: {compiled_shim}",
+            release=kernel.release,
+            compiled_shim=xsave.compiled_shim(),
+        )
+    return tr("User-Mode Linux {release}: {path}", release=kernel.release, path=kernel.path)
 
 
 def _busybox() -> str:
@@ -160,12 +176,17 @@ def _sandbox() -> str:
             async with bubblewrap.running(boxed) as process:
                 code = await process.wait()
         if late.cancelled_caught:
-            raise GuestError(f"a program did not end in it within {_SANDBOX_SECONDS} s")
+            raise GuestError(
+                tr(
+                    "a program did not end in it within {sandbox_seconds} s",
+                    sandbox_seconds=_SANDBOX_SECONDS,
+                )
+            )
         if code:
-            raise GuestError(f"a program in it ended with status {code}")
+            raise GuestError(tr("a program in it ended with status {code}", code=code))
 
     run(try_it)
-    return "a program ran in it"
+    return tr("a program ran in it")
 
 
 def _room(home: Home) -> str:
@@ -176,17 +197,17 @@ def _room(home: Home) -> str:
             pass
     except OSError as err:
         raise StorageError(
-            f"nothing can be written in {place}: {err.strerror}",
+            tr("nothing can be written in {place}: {why}", place=place, why=err.strerror),
             errno=err.errno or 0,
             hint="choose another home: --home DIR, or P2PCLOOP_HOME",
         ) from err
     if free < _LITTLE_ROOM:
         raise StorageError(
-            f"{format_size(free)} are free in {place}",
+            tr("{free} are free in {place}", free=format_size(free), place=place),
             errno=errno.ENOSPC,
             hint="`p2pcloop gc` gives back room; --home DIR puts the home elsewhere",
         )
-    return f"{format_size(free)} are free in {place}"
+    return tr("{free} are free in {place}", free=format_size(free), place=place)
 
 
 def _clock(home: Home) -> str:
@@ -194,10 +215,13 @@ def _clock(home: Home) -> str:
     newest = max((_created(home) if home.root.exists() else []), default=0)
     if now < max(_RELEASED, newest - 86400):
         raise GuestError(
-            f"it shows {time.strftime('%Y-%m-%d %H:%M', time.gmtime(now))} UTC, which is past",
+            tr(
+                "it shows {time} UTC, which is past",
+                time=time.strftime("%Y-%m-%d %H:%M", time.gmtime(now)),
+            ),
             hint="set it, or let systemd-timesyncd or chrony do so",
         )
-    return f"it shows {time.strftime('%Y-%m-%d %H:%M', time.gmtime(now))} UTC"
+    return tr("it shows {time} UTC", time=time.strftime("%Y-%m-%d %H:%M", time.gmtime(now)))
 
 
 def _created(home: Home) -> Iterator[int]:
@@ -217,18 +241,18 @@ def _node(home: Home) -> str:
     try:
         client = ControlClient.connect(home)
     except NotRunningError:
-        return "does not run; commands start it when they need it"
+        return tr("does not run; commands start it when they need it")
     with client:
         node = client.call("status")["node"]
     where = ", ".join(node["listen"]) or "nowhere"
-    return f"process {client.pid}; peers reach it at {where}"
+    return tr("process {pid}; peers reach it at {where}", pid=client.pid, where=where)
 
 
 def _lan() -> str:
     from p2pcloopd.guest.network.choice import parse_network  # noqa: PLC0415  as above
 
     parse_network("lan").check()
-    return "nftables, dnsmasq and /dev/net/tun are here"
+    return tr("nftables, dnsmasq and /dev/net/tun are here")
 
 
 def _display() -> str:
@@ -241,7 +265,7 @@ def _fuse() -> str:
     from p2pcloopd.fusermount import check_device  # noqa: PLC0415  as above
 
     check_device()
-    return "/dev/fuse opens"
+    return tr("/dev/fuse opens")
 
 
 def _qemu() -> str:
@@ -257,9 +281,9 @@ def _qemu() -> str:
             [program, "--version"], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError) as err:
-        raise GuestError(f"{program} does not run: {err}") from err
+        raise GuestError(tr("{program} does not run: {err}", program=program, err=err)) from err
     version = done.stdout.split("\n")[0][:_MANY]
-    return f"{version}; Linux {find_stock_kernel().release}"
+    return tr("{version}; Linux {release}", version=version, release=find_stock_kernel().release)
 
 
 def _kvm() -> str:
@@ -267,11 +291,14 @@ def _kvm() -> str:
 
     found = kvm.probe_kvm()
     if found.is_usable:
-        return "a guest ran in it"
+        return tr("a guest ran in it")
     hint = None
     if kvm.DEVICE.exists() and not os.access(kvm.DEVICE, os.R_OK | os.W_OK):
-        hint = "join its group, and log in again: `adduser $USER kvm`, as root"
-    raise GuestError(f"{found.why_not}; guests of QEMU run by TCG, which takes longer", hint=hint)
+        hint = tr("join its group, and log in again: `adduser $USER kvm`, as root")
+    raise GuestError(
+        tr("{why_not}; guests of QEMU run by TCG, which takes longer", why_not=found.why_not),
+        hint=hint,
+    )
 
 
 def _netboot() -> str:
@@ -280,4 +307,4 @@ def _netboot() -> str:
     programs = find_programs()
     if os.geteuid():
         raise NeedsPackageError("only root may answer DHCP and TFTP", hint="use sudo")
-    return f"dnsmasq, and iPXE in {next(iter(programs.values())).parent}"
+    return tr("dnsmasq, and iPXE in {parent}", parent=next(iter(programs.values())).parent)

@@ -12,6 +12,7 @@ from p2pcloop.client.guests import MAX_WAIT_SECONDS, WAIT_SECONDS, GuestProcess
 from p2pcloop.errors import GuestError, UsageError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 from p2pcloopd.commands.behind_dashes import CommandBehindDashes
 
 _EPILOG = """
@@ -63,8 +64,11 @@ def command(
     if tty:  # `docker exec -it` and the like
         raise UsageError(
             "a command of `exec` has no terminal (-t)",
-            hint=f"`p2pcloop attach {name}` gives the guest's console; leave out -t for a command"
-            " that needs none",
+            hint=tr(
+                "`p2pcloop attach {name}` gives the guest's console; leave out -t for a command"
+                " that needs none",
+                name=name,
+            ),
         )
     words = [os.fsencode(word) for word in command_words]
     folder = running_guest(home, name)
@@ -83,8 +87,11 @@ def running_guest(home: Home, name: str) -> GuestFolder:
         folder = GuestFolder(home, name)
         if not folder.socket_path.exists():
             raise GuestError(
-                f"the guest {name} takes no commands: it is one of `run`, or its home is on a file"
-                " system without sockets",
+                tr(
+                    "the guest {name} takes no commands: it is one of `run`, or its home is on a"
+                    " file system without sockets",
+                    name=name,
+                ),
                 hint="only guests of `p2pcloop boot` do",
             )
         return folder

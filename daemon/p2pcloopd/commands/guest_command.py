@@ -19,6 +19,7 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr, notify, warn
 from p2pcloop.errors import UsageError
 from p2pcloop.loading import loading
+from p2pcloop.words import tr
 from p2pcloopd.commands.guest_options import GuestOptions, ResumeOptions
 from p2pcloopd.forked import fork_daemon
 from p2pcloopd.guest.network.forwarding import bound_ports
@@ -51,7 +52,9 @@ def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan])
     with bound_ports(options.ports) as ports:
         for port in options.ports:
             if port.is_open_to_others:
-                warn(f"p2pcloop: warning: other machines can reach the guest by {port}")
+                warn(
+                    tr("p2pcloop: warning: other machines can reach the guest by {port}", port=port)
+                )
         options.home.create()
         target = resolve_ref(
             ref,
@@ -61,7 +64,7 @@ def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan])
             start=fork_daemon,
             late=True,
         )
-        tell_state(target, "boots as after a power failure")
+        tell_state(target, tr("boots as after a power failure"))
         obey_cheatcodes(options.append, target)
         hosting = _load().Hosting(ref, target, options, plan(), ports)
         result: GuestResult = hosting.run(started)
@@ -80,7 +83,7 @@ def obey_cheatcodes(append: str, target: ImageFile | StoredRef) -> None:
 
     cheatcodes = read_cheatcodes(append)
     for remark in cheatcodes.remarks:
-        notify(f"p2pcloop: {remark}")
+        notify(tr("p2pcloop: {remark}", remark=remark))
     if cheatcodes.whole and isinstance(target, StoredRef):
         from p2pcloop.client.fetch import fetch_all  # noqa: PLC0415  as above
 

@@ -19,6 +19,7 @@ from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.guests import Earlier, OwnGuest, user_of_overlay
 from p2pcloop.store.home import Home
 from p2pcloop.store.temporary_folder import temporary_folder
+from p2pcloop.words import tr
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
 from p2pcloopd.guest.disk import choose_files, choose_firmware, disk_of, layer_places, size_of
@@ -294,8 +295,11 @@ def _check_firmware_options(options: GuestOptions, plan: Plan) -> None:
     for option, value in given.items():
         if value:
             raise UsageError(
-                f"a disk that boots by its own boot loader has its own kernel: {option} says"
-                " nothing",
+                tr(
+                    "a disk that boots by its own boot loader has its own kernel: {option} says"
+                    " nothing",
+                    option=option,
+                ),
                 hint="leave it out; or boot its root partition (without --firmware and --raw)",
             )
 
@@ -322,8 +326,13 @@ def _check_overlay_unused(home: Home, overlay: Path | None) -> None:
     if overlay is None or (user := user_of_overlay(home, overlay)) is None:
         return
     raise BusyError(
-        f"the guest {user.name} has {overlay} open (process {user.pid})",
-        hint=f"end it with `p2pcloop stop {user.name}`, or give another overlay",
+        tr(
+            "the guest {user} has {overlay} open (process {pid})",
+            user=user.name,
+            overlay=overlay,
+            pid=user.pid,
+        ),
+        hint=tr("end it with `p2pcloop stop {user}`, or give another overlay", user=user.name),
     )
 
 

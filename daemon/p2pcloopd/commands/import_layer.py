@@ -12,11 +12,12 @@ from p2pcloop.cli.options import SIZE, FilePath, at_option, file_options, home_o
 from p2pcloop.client.image_file import open_image_file
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import log_to_stderr
+from p2pcloop.client.terminal import log_to_stderr, say
 from p2pcloop.errors import UsageError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
+from p2pcloop.words import tr
 from p2pcloopd.block.spec import MIN_FILES_SIZE
 from p2pcloopd.guest.disk import choose_files
 from p2pcloopd.guest.unseen.importing import (
@@ -114,8 +115,24 @@ def _checked_size(
 
 
 def _report(imported: Imported, source: Path, base: str, overlay: Path) -> None:
-    what = f"{imported.files} files in {imported.directories} directories"
-    hidden = f"{imported.deleted} deleted, {imported.replaced} directories replaced"
-    click.echo(f"{printable(str(overlay))}: {what}, {hidden}, from {printable(str(source))}")
-    click.echo(f"boot it with:\n  p2pcloop boot {base} --overlay {overlay}")
-    click.echo(f"pass it on with:\n  p2pcloop publish {overlay} --name LABEL")
+    what = tr(
+        "{files} files in {directories} directories",
+        files=imported.files,
+        directories=imported.directories,
+    )
+    hidden = tr(
+        "{deleted} deleted, {replaced} directories replaced",
+        deleted=imported.deleted,
+        replaced=imported.replaced,
+    )
+    say(
+        tr(
+            "{overlay}: {what}, {hidden}, from {source}",
+            overlay=printable(str(overlay)),
+            what=what,
+            hidden=hidden,
+            source=printable(str(source)),
+        )
+    )
+    say(tr("boot it with:\n  p2pcloop boot {base} --overlay {overlay}", base=base, overlay=overlay))
+    say(tr("pass it on with:\n  p2pcloop publish {overlay} --name LABEL", overlay=overlay))

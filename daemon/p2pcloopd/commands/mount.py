@@ -14,6 +14,7 @@ from p2pcloop.cli.options import DirectoryPath, home_option
 from p2pcloop.client.daemon import ensure_daemon, open_log
 from p2pcloop.client.terminal import log_to_stderr, notify
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 from p2pcloopd.entry import run
 from p2pcloopd.fusermount import check_device, prepare, real_path
 from p2pcloopd.mount.mounting import MountSpec, serve_mount
@@ -53,17 +54,29 @@ def command(directory: Path, home: Home, *, detach: bool, allow_other: bool) -> 
     log_to_stderr(logging.WARNING, "p2pcloop: %(message)s")
     path = real_path(directory)
     check_device()
-    prepare(path, lambda text: notify(f"p2pcloop: {text}"))
+    prepare(path, lambda text: notify(tr("p2pcloop: {text}", text=text)))
     ensure_daemon(home).close()
     spec = MountSpec(home, path, everyone=allow_other)
     if not detach:
-        end = f"Ctrl-C or `p2pcloop umount {directory}` ends it"
-        run(partial(serve_mount, spec, lambda: notify(f"mounted at {directory}; {end}")))
+        end = tr("Ctrl-C or `p2pcloop umount {directory}` ends it", directory=directory)
+        run(
+            partial(
+                serve_mount,
+                spec,
+                lambda: notify(tr("mounted at {directory}; {end}", directory=directory, end=end)),
+            )
+        )
         return
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  only with --detach
 
-    mounted = in_background(partial(_serve, spec), "the mount")
-    notify(f"mounted at {mounted}; `p2pcloop umount {directory}` ends it")
+    mounted = in_background(partial(_serve, spec), tr("the mount"))
+    notify(
+        tr(
+            "mounted at {mounted}; `p2pcloop umount {directory}` ends it",
+            mounted=mounted,
+            directory=directory,
+        )
+    )
 
 
 def _serve(spec: MountSpec, started: Callable[[str], None]) -> int:

@@ -25,6 +25,7 @@ from p2pcloop.errors import UsageError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
+from p2pcloop.words import tr
 from p2pcloopd.block.server import serve_until_signal
 from p2pcloopd.commands.served_image import served_image
 from p2pcloopd.entry import run
@@ -167,10 +168,15 @@ def _telling() -> Iterator[Callable[[str], None]]:
 def _reach(plan: NetbootPlan, name: str) -> str:
     """Who can read the image, and where."""
     interface = plan.interface
-    return (
-        f"every machine at {interface.name} ({interface.network}) can read {name}"
-        f" from {interface.address}, ports {plan.port} (NBD) and {plan.http_port} (HTTP);"
-        " nothing is encrypted"
+    return tr(
+        "every machine at {interface} ({network}) can read {name} from {address}, ports"
+        " {port} (NBD) and {http_port} (HTTP); nothing is encrypted",
+        interface=interface.name,
+        network=interface.network,
+        name=name,
+        address=interface.address,
+        port=plan.port,
+        http_port=plan.http_port,
     )
 
 
@@ -211,8 +217,12 @@ def publisher_words(name: str, append: str) -> tuple[str, ...]:
         return check_words(split_append(append))
     except UsageError as err:
         raise UsageError(
-            f"the publisher of {printable(name)} gave it words for the kernel with which no machine"
-            f" can start: {err}",
+            tr(
+                "the publisher of {name} gave it words for the kernel with which no machine can"
+                " start: {err}",
+                name=printable(name),
+                err=err,
+            ),
             hint="the publisher can publish it with others (--append)",
         ) from err
 
@@ -226,8 +236,11 @@ def _first_root(
             choose_files(target, None, "block", None, home)
         except UsageError as err:
             raise UsageError(
-                f"{target.name} holds a file system that cannot be written: no blocks of it change,"
-                " which could be kept",
+                tr(
+                    "{target} holds a file system that cannot be written: no blocks of it change,"
+                    " which could be kept",
+                    target=target.name,
+                ),
                 hint="leave out --keep: changes are in the machines' memory then",
             ) from err
     places = layer_places(target)

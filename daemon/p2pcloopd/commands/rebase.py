@@ -11,13 +11,14 @@ from p2pcloop.cli.options import FilePath, at_option, home_option, json_option
 from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.refs import made_on, resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import log_to_stderr
+from p2pcloop.client.terminal import log_to_stderr, say
 from p2pcloop.errors import MismatchError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.rebase import Conflict
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
+from p2pcloop.words import tr
 from p2pcloopd.guest.unseen.rebase import Move, image_id_of, move_overlay
 
 _EPILOG = """
@@ -63,11 +64,8 @@ def command(
         if moved:
             old = _checked(made_on(overlay, home) if base is None else resolve_ref(base, home))
             if image_id_of(old, home) != lies_on:
-                raise MismatchError(
-                    f"{overlay} was made on another image than {base or 'it names'}",
-                    hint="name the one that it was made on with --base",
-                )
-            with waiting_for("guests that compare the images"):
+                raise _other_base(overlay, base)
+            with waiting_for(tr("guests that compare the images")):
                 conflicts, moved = move_overlay(Move(overlay.absolute(), old, new, home), choice)
     if as_json:
         click.echo(to_json({"moved": moved, "conflicts": [_facts(one) for one in conflicts]}))
@@ -75,13 +73,28 @@ def command(
         _report(conflicts)
     if conflicts and not moved:
         error = MismatchError(
-            f"{overlay} and {onto} both changed what stands above; nothing was moved",
+            tr(
+                "{overlay} and {onto} both changed what stands above; nothing was moved",
+                overlay=overlay,
+                onto=onto,
+            ),
             hint="--ours keeps the overlay's side of each, --theirs takes the other's",
         )
         error.facts_told = True
         raise error
-    if not as_json:
-        click.echo(f"{overlay} {'now lies' if moved else 'lies'} on {onto}")
+    if not as_json and moved:
+        say(tr("{overlay} now lies on {onto}", overlay=overlay, onto=onto))
+    elif not as_json:
+        say(tr("{overlay} lies on {onto}", overlay=overlay, onto=onto))
+
+
+def _other_base(overlay: Path, base: str | None) -> MismatchError:
+    return MismatchError(
+        tr("{overlay} was made on another image than {base}", overlay=overlay, base=base)
+        if base
+        else tr("{overlay} was made on another image than it names", overlay=overlay),
+        hint="name the one that it was made on with --base",
+    )
 
 
 def _checked(target: ImageFile | StoredRef) -> ImageFile | StoredRef:
@@ -98,4 +111,11 @@ def _facts(conflict: Conflict) -> dict[str, str]:
 def _report(conflicts: list[Conflict]) -> None:
     for facts in map(_facts, conflicts):
         path = printable(facts["path"])
-        click.echo(f"{path}: {facts['ours']} here, {facts['theirs']} there")
+        say(
+            tr(
+                "{path}: {ours} here, {theirs} there",
+                path=path,
+                ours=facts["ours"],
+                theirs=facts["theirs"],
+            )
+        )

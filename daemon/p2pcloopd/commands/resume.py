@@ -23,7 +23,7 @@ from p2pcloop.cli.options import GUEST
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.refs import resolve_ref, typed_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import log_to_stderr, notify, warn
+from p2pcloop.client.terminal import log_to_stderr, notify, say, warn
 from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.loading import loading
@@ -32,6 +32,7 @@ from p2pcloop.store.guests import Earlier, check_is_here, find_guest, is_guest_n
 from p2pcloop.store.home import Home
 from p2pcloop.store.trust import read_trusted
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.commands.boot import report_end
 from p2pcloopd.commands.guest_command import check_ports
 from p2pcloopd.commands.guest_options import ResumeOptions, resume_options
@@ -104,7 +105,7 @@ def command(
         raise click.exceptions.Exit(guest.run(None))
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for all
 
-    click.echo(in_background(guest.run))
+    say(in_background(guest.run))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +152,11 @@ class _Guest:
                 earlier = "continue"
         if options.overlay is not None and options.overlay.exists():
             raise UsageError(
-                f"{printable(str(options.overlay))} exists, and the guest's memory is that of its"
-                " disk as it was: it cannot go on with another one",
+                tr(
+                    "{overlay} exists, and the guest's memory is that of its disk as it was: it"
+                    " cannot go on with another one",
+                    overlay=printable(str(options.overlay)),
+                ),
                 hint="give another file; `p2pcloop boot` takes an overlay that exists",
             )
         state = ref if record is None else record.state
@@ -172,7 +176,12 @@ class _Guest:
         with bound_ports(options.ports) as ports:
             for port in options.ports:
                 if port.is_open_to_others:
-                    warn(f"p2pcloop: warning: other machines can reach the guest by {port}")
+                    warn(
+                        tr(
+                            "p2pcloop: warning: other machines can reach the guest by {port}",
+                            port=port,
+                        )
+                    )
             hosting = _hosting()
             plan = hosting.Plan(
                 partial(self._start, started),
@@ -218,7 +227,10 @@ def _suspended(ref: str, home: Home) -> GuestRecord | None:
         return None
     guest = find_guest(home, ref)
     if guest.state == "running":
-        raise BusyError(f"the guest {ref} runs", hint=f"`p2pcloop attach {ref}` leads to it")
+        raise BusyError(
+            tr("the guest {ref} runs", ref=ref),
+            hint=tr("`p2pcloop attach {ref}` leads to it", ref=ref),
+        )
     check_is_here(guest.record)
     return guest.record if guest.record.reason == "suspended" else None
 
@@ -230,7 +242,12 @@ def _as_before(options: ResumeOptions, record: GuestRecord) -> ResumeOptions:
     overlay = options.overlay
     if overlay is None and record.overlay is not None:
         overlay = _beside(Path(record.overlay))
-        notify(f"p2pcloop: the guest keeps changes in {printable(str(overlay))} from now on")
+        notify(
+            tr(
+                "p2pcloop: the guest keeps changes in {overlay} from now on",
+                overlay=printable(str(overlay)),
+            )
+        )
     return replace(options, name=name, overlay=overlay, at=options.at or record.state_version or 0)
 
 
@@ -256,7 +273,7 @@ def _resolve(ref: str, options: ResumeOptions) -> StoredRef:
         late=True,
     )
     if not isinstance(target, StoredRef):
-        raise UsageError(f"{ref} is a file: it is no state", hint="`p2pcloop boot` it")
+        raise UsageError(tr("{ref} is a file: it is no state", ref=ref), hint="`p2pcloop boot` it")
     return target
 
 
@@ -268,7 +285,10 @@ def _check(target: StoredRef, home: Home, trusted: frozenset[bytes]) -> None:
     manifest = target.signed.manifest
     if manifest.machine is None:
         raise UsageError(
-            f"{manifest.name} is an image, and no state: no guest was suspended there",
+            tr(
+                "{manifest} is an image, and no state: no guest was suspended there",
+                manifest=manifest.name,
+            ),
             hint="`p2pcloop boot` it",
         )
     target.check_secret()

@@ -14,6 +14,7 @@ from p2pcloop.store.guest_record import GuestRecord
 from p2pcloop.store.guests import check_is_here, find_guest
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.commands import boot, resume
 
 _EPILOG = """
@@ -43,27 +44,49 @@ def command(context: click.Context, name: str, home: Home) -> None:
             resume.command.invoke(inner)
         return
     if record.words is None or not record.directory:
-        raise UsageError(
-            f"the record of the guest {name} does not tell how it was booted",
-            hint=f"boot it anew: p2pcloop boot {printable(record.ref)} --name {name} --replace",
-        )
+        raise _no_words(record, name)
     if record.overlay is None:
-        notify(f"p2pcloop: the guest {name} has no overlay: it begins with the image as it is")
+        notify(
+            tr(
+                "p2pcloop: the guest {name} has no overlay: it begins with the image as it is",
+                name=name,
+            )
+        )
     elif not Path(record.overlay).exists():
         raise NotHereError(
-            f"the overlay of the guest {name}, {printable(record.overlay)}, is gone",
-            hint=f"`p2pcloop boot ... --name {name} --replace` begins with a new one",
+            tr(
+                "the overlay of the guest {name}, {overlay}, is gone",
+                name=name,
+                overlay=printable(record.overlay),
+            ),
+            hint=tr("`p2pcloop boot ... --name {name} --replace` begins with a new one", name=name),
         )
     try:
         os.chdir(record.directory)
     except OSError as err:
         raise storage_error(
-            f"cannot go to {record.directory}, where {name} was booted", err
+            tr(
+                "cannot go to {directory}, where {name} was booted",
+                directory=record.directory,
+                name=name,
+            ),
+            err,
         ) from err
     words = _again(record.words, name, home)
     with boot.command.make_context("boot", words, parent=context) as inner:
         inner.meta.update({boot.WORDS: tuple(record.words), boot.EARLIER: "continue"})
         boot.command.invoke(inner)
+
+
+def _no_words(record: GuestRecord, name: str) -> UsageError:
+    return UsageError(
+        tr("the record of the guest {name} does not tell how it was booted", name=name),
+        hint=tr(
+            "boot it anew: p2pcloop boot {ref} --name {name} --replace",
+            ref=printable(record.ref),
+            name=name,
+        ),
+    )
 
 
 def _network(record: GuestRecord) -> list[str]:
@@ -74,7 +97,10 @@ def _network(record: GuestRecord) -> list[str]:
 def _ended(home: Home, name: str) -> GuestRecord:
     guest = find_guest(home, name)
     if guest.state == "running":
-        raise BusyError(f"the guest {name} runs", hint=f"`p2pcloop attach {name}` leads to it")
+        raise BusyError(
+            tr("the guest {name} runs", name=name),
+            hint=tr("`p2pcloop attach {name}` leads to it", name=name),
+        )
     check_is_here(guest.record)
     return guest.record
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from p2pcloop.errors import MismatchError
+from p2pcloop.words import tr
 from p2pcloopd.engine.bt.session import CLOSE_SECONDS, Session, open_session
 from p2pcloopd.engine.bt.session_dht import Dht
 from p2pcloopd.engine.bt.session_swarm import SessionSwarm
@@ -186,7 +187,12 @@ class Engine:
         info_hash = await trio.to_thread.run_sync(make_torrent, staging, report)
         if expected not in (None, info_hash):
             await trio.to_thread.run_sync(discard, staging)
-            raise MismatchError(f"it is torrent {info_hash.hex()}, not the one that was expected")
+            raise MismatchError(
+                tr(
+                    "it is torrent {info_hash}, not the one that was expected",
+                    info_hash=info_hash.hex(),
+                )
+            )
         async with self._adding:
             known = self._torrents.get(info_hash)
             if known is not None and await trio.to_thread.run_sync(self._suffices, known, staging):

@@ -17,6 +17,7 @@ from functools import partial
 import trio
 
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.disk.record import Record, Sources
 from p2pcloopd.engine.disk.stored import Stored
@@ -265,7 +266,9 @@ class Torrent:
             return disk.fault.value, str(disk.error())
         if not (lost := len(self.audit.lost())):
             return None, None
-        return "damaged", f"pieces that were wrong on this disk, and are asked of others: {lost}"
+        return "damaged", tr(
+            "pieces that were wrong on this disk, and are asked of others: {lost}", lost=lost
+        )
 
     def traffic(self) -> Traffic:
         """What was transferred."""
@@ -327,7 +330,9 @@ class Torrent:
         """Stop for good: it is not known here any more."""
         self.store.provisional.close()
         self._running.cancel()
-        self._failed = NotHereError(f"torrent {self.info_hash.hex()} was removed")
+        self._failed = NotHereError(
+            tr("torrent {info_hash} was removed", info_hash=self.info_hash.hex())
+        )
         self._known.set()
         await self.stop()
 

@@ -17,6 +17,7 @@ import trio
 
 from p2pcloop.formats.packing import Fields
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call, ServerWords, serve_control
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.channel.operations import Commands
@@ -102,7 +103,9 @@ async def run_reachable(reach: Reachable, spec: GuestSpec, events: Events) -> Gu
 
 def _words(name: str) -> ServerWords:
     return ServerWords(
-        f"the guest {name}", f"`p2pcloop logs {name}`", f"shut it down with `p2pcloop stop {name}`"
+        tr("the guest {name}", name=name),
+        tr("`p2pcloop logs {name}`", name=name),
+        tr("shut it down with `p2pcloop stop {name}`", name=name),
     )
 
 
@@ -125,12 +128,16 @@ class Output:
         self._recent.take(data)
         if not self._recent.prompted:  # later output says nothing new
             self._watch.take(data)
-        gap = f"\n[{self._lost} bytes are lost: the disk was full]\n" if self._lost else ""
+        gap = (
+            tr("\n[{lost} bytes are lost: the disk was full]\n", lost=self._lost)
+            if self._lost
+            else ""
+        )
         try:
             self._log.write(gap.encode() + data)
         except OSError as err:
             if not self._lost:
-                say(f"goes on without its log, which cannot be written: {err.strerror}")
+                say(tr("goes on without its log, which cannot be written: {why}", why=err.strerror))
             self._lost += len(data)
         else:
             self._lost = 0

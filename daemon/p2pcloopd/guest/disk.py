@@ -24,6 +24,7 @@ from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE, format_size
+from p2pcloop.words import tr
 from p2pcloopd.block.spec import MIN_FILES_SIZE, TEMPORARY, BlockServerSpec, FilesOverlay
 from p2pcloopd.guest.system.files_root import WHOLE
 from p2pcloopd.guest.vm import Firmware, Vm
@@ -74,8 +75,12 @@ def choose_files(
     size = DEFAULT_FILES_SIZE if size is None else size
     if not MIN_FILES_SIZE <= size <= MAX_IMAGE_SIZE:
         raise UsageError(
-            f"a files overlay cannot have {format_size(size)}",
-            hint=f"give {MIN_FILES_SIZE >> 20}M to {MAX_IMAGE_SIZE >> 40}T",
+            tr("a files overlay cannot have {size}", size=format_size(size)),
+            hint=tr(
+                "give {min_files_size}M to {max_image_size}T",
+                min_files_size=MIN_FILES_SIZE >> 20,
+                max_image_size=MAX_IMAGE_SIZE >> 40,
+            ),
         )
     return FilesOverlay(size - size % BLOCK_SIZE)
 
@@ -103,7 +108,11 @@ def choose_firmware(
         if asked is None:
             return None
         raise UsageError(
-            f"{target.name} is no whole disk, but {describe(found)}: firmware finds no boot loader",
+            tr(
+                "{target} is no whole disk, but {found}: firmware finds no boot loader",
+                target=target.name,
+                found=describe(found),
+            ),
             hint="leave out --firmware: a kernel of this system boots it; or seed the whole disk"
             " (`p2pcloop seed --raw`)",
         )
@@ -129,8 +138,11 @@ def _check_size_counts(overlay: Path | None, mode: str, size: int | None) -> Non
     kept = Overlay.inspect(overlay).image_size
     if size - size % BLOCK_SIZE != kept:
         raise UsageError(
-            f"{overlay} exists, has {format_size(kept)}, and keeps that: --overlay-size is for a"
-            " new one",
+            tr(
+                "{overlay} exists, has {kept}, and keeps that: --overlay-size is for a new one",
+                overlay=overlay,
+                kept=format_size(kept),
+            ),
             hint="leave it out, or give another file name to start anew",
         )
 
@@ -140,7 +152,7 @@ def _mode_of(overlay: Path, asked: str | None) -> str:
     mode = Overlay.inspect(overlay).mode
     if asked not in (None, mode):
         raise MismatchError(
-            f"{overlay} is an overlay of mode {mode}, and keeps it",
+            tr("{overlay} is an overlay of mode {mode}, and keeps it", overlay=overlay, mode=mode),
             hint="leave out --overlay-mode, or give another file name to start anew",
         )
     return mode
@@ -153,19 +165,28 @@ def _mode_for(target: ImageFile | StoredRef, asked: str | None, home: Home) -> s
     name = str(target.name)
     if found in PARTITION_TABLES:
         raise GuestError(
-            f"{name} cannot boot in User-Mode Linux: it is a whole disk ({describe(found)})",
+            tr(
+                "{name} cannot boot in User-Mode Linux: it is a whole disk ({found})",
+                name=name,
+                found=describe(found),
+            ),
             hint="`--vm qemu` boots it by its own boot loader; or give its root alone: leave out"
             " --raw, or --partition N",
         )
     if found not in ROOT_TYPES:
-        raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
+        raise GuestError(
+            tr("{name} cannot boot: it holds {found}", name=name, found=describe(found)),
+            hint=ROOT_HINT,
+        )
     several = len(layer_places(target)) > 1
     if asked == "block" and (several or found in READ_ONLY_TYPES):
         what = (
-            "several file systems, to be joined" if several else f"{found}, which cannot be written"
+            tr("several file systems, to be joined")
+            if several
+            else tr("{found}, which cannot be written", found=found)
         )
         raise UsageError(
-            f"{name} holds {what}: an overlay of blocks is of no use",
+            tr("{name} holds {what}: an overlay of blocks is of no use", name=name, what=what),
             hint="leave out --overlay-mode, or give `files`",
         )
     return asked or ("files" if several else overlay_mode(found))

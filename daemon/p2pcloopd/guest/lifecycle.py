@@ -15,6 +15,7 @@ import trio
 from p2pcloop.client import guests
 from p2pcloop.errors import GuestError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.console import console
 from p2pcloopd.guest.console.escape import HELP, NOT_LEFT, Command
@@ -350,7 +351,12 @@ class _Attended:
         if not await self._guest.shutdown(number):
             say("is ended")
         elif self._interrupt is None:
-            say(f"shuts down (again: end it; it is ended after {SHUTDOWN_SECONDS:g} s)")
+            say(
+                tr(
+                    "shuts down (again: end it; it is ended after {shutdown_seconds:g} s)",
+                    shutdown_seconds=SHUTDOWN_SECONDS,
+                )
+            )
 
     async def _show_start(self, quiet: QuietStart) -> None:
         """Show what was held back; a terminal that takes nothing is not waited for."""
@@ -369,7 +375,12 @@ class _Attended:
         await trio.sleep(SHUTDOWN_SECONDS)
         if not self._guest.killed:
             self._guest.kill()
-            say(f"did not shut down within {SHUTDOWN_SECONDS:g} s and is ended")
+            say(
+                tr(
+                    "did not shut down within {shutdown_seconds:g} s and is ended",
+                    shutdown_seconds=SHUTDOWN_SECONDS,
+                )
+            )
 
 
 def _check_started(transcript: Transcript, native: NativeOutput, code: int) -> None:
@@ -379,9 +390,13 @@ def _check_started(transcript: Transcript, native: NativeOutput, code: int) -> N
         GuestError: its machine or its first root gave up.
     """
     if (failure := transcript.initramfs_failure()) is not None:
-        raise GuestError(f"the guest cannot boot: {failure}")
+        raise GuestError(tr("the guest cannot boot: {failure}", failure=failure))
     if not transcript.tail:
         raise GuestError(
-            f"the kernel did not start (exit status {code}): {native.last_words}",
+            tr(
+                "the kernel did not start (exit status {code}): {last_words}",
+                code=code,
+                last_words=native.last_words,
+            ),
             hint="is there room for the guest's memory?",
         )

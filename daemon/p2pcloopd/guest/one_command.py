@@ -16,6 +16,7 @@ from functools import partial
 import trio
 
 from p2pcloop.errors import GuestError, StorageError, storage_error
+from p2pcloop.words import tr
 from p2pcloopd.guest.console.console import CHUNK, Sink, read_ready
 from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.lifecycle import run_attended
@@ -25,7 +26,7 @@ from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestSpec
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
-_NAMES = {"stdout": "standard output", "stderr": "standard error"}
+_NAMES = {"stdout": tr("standard output"), "stderr": tr("standard error")}
 _MAX_LINE = 4096
 
 
@@ -65,7 +66,7 @@ async def run_command(
     if result.reason == "killed":
         return result
     raise GuestError(
-        f"the guest ended ({result.reason}) before the command did",
+        tr("the guest ended ({reason}) before the command did", reason=result.reason),
         hint="give --console FILE to see what its kernel says",
     )
 
@@ -147,7 +148,9 @@ class _Execution:
             await sink.write(data)
         except OSError as err:  # a full disk, say
             refused = True
-            self.refused = storage_error(f"cannot write the command's {_NAMES[name]}", err)
+            self.refused = storage_error(
+                tr("cannot write the command's {names}", names=_NAMES[name]), err
+            )
         if refused or not sink.is_open:
             # The command's next write there fails, as to a pipe whose reader is gone.
             assert self._device is not None

@@ -25,6 +25,7 @@ from p2pcloop.protocol import virtio_console as vc
 from p2pcloop.protocol.vhost_state import Vring
 from p2pcloop.protocol.virtio_console import Control, Event
 from p2pcloop.protocol.virtqueue import Chain, Virtqueue, VirtqueueError
+from p2pcloop.words import tr
 from p2pcloopd.block.vhost_server import serve_device
 
 _ONE = (1).to_bytes(8, "little")
@@ -315,7 +316,13 @@ class PortsDevice:
                     if place.port is not None:
                         self._report(Control(number, Event.PORT_ADD))
         elif message.port >= len(self._places):
-            raise VirtqueueError(f"port {message.port} of {len(self._places)}")
+            raise VirtqueueError(
+                tr(
+                    "port {port} of {places_count}",
+                    port=message.port,
+                    places_count=len(self._places),
+                )
+            )
         elif (port := self._places[message.port].port) is not None:  # it was not removed meanwhile
             self._record(message, port)
 
@@ -452,7 +459,7 @@ class _FromGuest(_QueueServer):
             if self._limit is not None:
                 size = sum(map(len, chain.readable))
                 if size > self._limit:
-                    raise VirtqueueError(f"a message of {size} bytes")
+                    raise VirtqueueError(tr("a message of {size} bytes", size=size))
                 await self._deliver(b"".join(chain.readable))
             else:
                 for view in chain.readable:

@@ -10,6 +10,7 @@ from p2pcloop.client.progress import Pace
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.text import printable
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 from p2pcloopd.guest.console.status_line import StatusLine
 from p2pcloopd.guest.transcript import Transcript
 
@@ -49,7 +50,9 @@ class Progress:
         parts = [f"booting, {now - self._started:.0f} s: {_phase(transcript)}"]
         waiting = self._folder.read_waiting()
         if waiting is not None:
-            parts.append(f"waits {now - waiting.since:.0f} s: {waiting.what}")
+            parts.append(
+                tr("waits {now:.0f} s: {what}", now=now - waiting.since, what=waiting.what)
+            )
         parts += self._came(with_rate=waiting is None)
         self.line.draw("; ".join(parts))
 
@@ -58,17 +61,20 @@ class Progress:
         if is_quiet():
             return
         up = self._clock() - after - self._started
-        self.line.finish(", ".join([f"p2pcloop: up after {up:.1f} s", *self._came()]))
+        self.line.finish(", ".join([tr("p2pcloop: up after {up:.1f} s", up=up), *self._came()]))
 
     def _came(self, *, with_rate: bool = False) -> list[str]:
         came = self._folder.read_fetched()
         if came is None:
             return []
         rate = self._pace.rate(came.count)
-        told = f"{format_size(came.count)} fetched"
+        told = tr("{count} fetched", count=format_size(came.count))
         if with_rate and rate:
             told += f", {format_size(rate)}/s"
-        return [told, f"first byte after {max(0.0, came.first - self._started):.1f} s"]
+        return [
+            told,
+            tr("first byte after {first:.1f} s", first=max(0.0, came.first - self._started)),
+        ]
 
 
 def _phase(transcript: Transcript) -> str:

@@ -14,6 +14,7 @@ from p2pcloop.errors import P2pcloopError, StorageError, storage_error
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 from p2pcloopd.guest.result import GuestResult
 
 
@@ -121,8 +122,11 @@ def write_report(path: Path, facts: dict[str, Any]) -> None:
     except OSError as err:
         if err.errno == errno.ENXIO:
             raise StorageError(
-                f"cannot write the report {path}: it is a pipe, and no program reads it",
+                tr(
+                    "cannot write the report {path}: it is a pipe, and no program reads it",
+                    path=path,
+                ),
                 errno=errno.ENXIO,
                 hint="have a program read it before this command begins",
             ) from err
-        raise storage_error(f"cannot write the report {path}", err) from err
+        raise storage_error(tr("cannot write the report {path}", path=path), err) from err

@@ -9,6 +9,7 @@ import trio
 
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import Waiting
+from p2pcloop.words import tr
 from p2pcloopd.guest.transcript import Transcript
 
 SILENT_SECONDS = 20.0
@@ -72,7 +73,9 @@ class Silence:
             asks = self._transcript.prompt_time is not None or self._transcript.asks()
             if asks and not self._resumed:
                 return None
-            silent = f"has printed nothing for {SILENT_SECONDS:g} s"
+            silent = tr(
+                "has printed nothing for {silent_seconds:g} s", silent_seconds=SILENT_SECONDS
+            )
             waiting = self._waiting()
             if waiting is None and self._resumed:
                 continue
@@ -82,21 +85,26 @@ class Silence:
                 self._told = waiting.since
                 since = time.time() - waiting.since
                 return Silent(
-                    f"{silent}: it has waited for data for {since:.0f} s ({waiting.what}). It goes"
-                    " on when some arrives",
+                    tr(
+                        "{silent}: it has waited for data for {since:.0f} s ({what}). It goes on"
+                        " when some arrives",
+                        silent=silent,
+                        since=since,
+                        what=waiting.what,
+                    ),
                     waits=True,
                 )
 
     def _program(self) -> str:
         if self._by_firmware:
-            return (
+            return tr(
                 "its kernel may print elsewhere: it needs console=ttyS0 in the settings of the"
                 " disk's boot loader. Or the disk is made for another machine: its kernel needs"
                 " drivers of virtio (PCI, block, network), and its boot loader perhaps the other"
                 " firmware (--firmware bios or uefi)"
             )
-        return (
-            f"it runs {self._transcript.started or 'the kernel alone, no init yet'}. It may wait"
-            " for data (`p2pcloop status` tells), or print elsewhere: with --append init=/bin/sh it"
-            " gives a shell"
+        return tr(
+            "it runs {started}. It may wait for data (`p2pcloop status` tells), or print"
+            " elsewhere: with --append init=/bin/sh it gives a shell",
+            started=self._transcript.started or tr("the kernel alone, no init yet"),
         )

@@ -15,6 +15,7 @@ from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import Waiting
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.vm import Firmware, Vm
@@ -137,22 +138,25 @@ class GuestSpec:
         """
         if self.memory < MIN_MEMORY:
             raise UsageError(
-                f"{format_size(self.memory)} of memory are too few for a guest",
-                hint=f"give at least {MIN_MEMORY >> 20}M",
+                tr("{memory} of memory are too few for a guest", memory=format_size(self.memory)),
+                hint=tr("give at least {min_memory}M", min_memory=MIN_MEMORY >> 20),
             )
         if self.memory > machine_memory():
             raise UsageError(
-                f"{format_size(self.memory)} of memory for a guest are more than this machine has",
-                hint=f"give at most {machine_memory() >> 20}M",
+                tr(
+                    "{memory} of memory for a guest are more than this machine has",
+                    memory=format_size(self.memory),
+                ),
+                hint=tr("give at most {machine_memory}M", machine_memory=machine_memory() >> 20),
             )
         for socket in filter(None, (*self.disks, self.ports_socket)):
             if not (socket.exists() and stat.S_ISSOCK(socket.stat().st_mode)):
-                raise UsageError(f"{socket} is not a socket that serves a device")
+                raise UsageError(tr("{socket} is not a socket that serves a device", socket=socket))
         allowed = os.sched_getaffinity(0)
         if self.cpu is not None and self.cpu not in allowed:
             raise UsageError(
-                f"this process may not run on CPU {self.cpu}",
-                hint=f"allowed are {', '.join(map(str, sorted(allowed)))}",
+                tr("this process may not run on CPU {cpu}", cpu=self.cpu),
+                hint=tr("allowed are {str}", str=", ".join(map(str, sorted(allowed)))),
             )
         self.append_words()
 
@@ -172,13 +176,20 @@ def split_append(append: str) -> list[str]:
             kernel knows no escape), or too many bytes.
     """
     if len(append.encode()) > MAX_APPEND or not append.isprintable():
-        raise UsageError(f"kernel parameters must be printable and at most {MAX_APPEND} bytes long")
+        raise UsageError(
+            tr(
+                "kernel parameters must be printable and at most {max_append} bytes long",
+                max_append=MAX_APPEND,
+            )
+        )
     try:
         words = shlex.split(append)
     except ValueError as err:
-        raise UsageError(f"kernel parameters {append!r}: {err}") from err
+        raise UsageError(tr("kernel parameters {append!r}: {err}", append=append, err=err)) from err
     if any('"' in word for word in words):
-        raise UsageError(f"a kernel parameter cannot hold a double quote: {append!r}")
+        raise UsageError(
+            tr("a kernel parameter cannot hold a double quote: {append!r}", append=append)
+        )
     return [re.sub(r"^([^=]*=)?(.* .*)$", r'\1"\2"', word) for word in words]
 
 

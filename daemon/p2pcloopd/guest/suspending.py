@@ -20,6 +20,7 @@ from p2pcloop.errors import BusyError, FormatError, GuestError, NotHereError, st
 from p2pcloop.formats.packing import Fields
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.channel.waking import Waking, wake_up
@@ -190,7 +191,7 @@ async def _keep(
     try:
         (order.folder / _DEVICE_STATE).write_bytes(capture.device_state)
     except OSError as err:
-        raise storage_error(f"cannot write in {order.folder}", err) from err
+        raise storage_error(tr("cannot write in {path}", path=order.folder), err) from err
     return {
         "overlay": os.fsencode(overlay),
         "device_state": os.fsencode(order.folder / _DEVICE_STATE),

@@ -18,6 +18,7 @@ import trio
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import OwnGuest
+from p2pcloop.words import tr
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.control_server import open_listener
@@ -49,7 +50,7 @@ _log = logging.getLogger(__name__)
 def report_keys(overlay: Path | None) -> None:
     """Tell a user at a terminal about the escape key, and about changes that will be lost."""
     if is_our_terminal(sys.stdin.fileno()):
-        told = [BRIEF, *(["no overlay: changes last for this boot"] if overlay is None else [])]
+        told = [BRIEF, *([tr("no overlay: changes last for this boot")] if overlay is None else [])]
         print(*(f"p2pcloop: {line}" for line in told), sep="\n", file=sys.stderr, flush=True)
 
 
@@ -148,10 +149,14 @@ def _with_channel(spec: GuestSpec, stack: ExitStack) -> tuple[GuestSpec, Channel
     kernel = spec.kernel
     if spec.firmware is not None:
         return spec, Channel(
-            None, "the guest boots by its disk's own boot loader, without an agent"
+            None, tr("the guest boots by its disk's own boot loader, without an agent")
         )
     if isinstance(kernel, Kernel) and not has_module(kernel, CHANNEL_MODULE):
-        missing = f"the guest's kernel ({kernel.release}) lacks the module {CHANNEL_MODULE}"
+        missing = tr(
+            "the guest's kernel ({release}) lacks the module {channel_module}",
+            release=kernel.release,
+            channel_module=CHANNEL_MODULE,
+        )
         return spec, Channel(None, missing)
     if spec.vm == "qemu":
         channel = Channel(None)

@@ -20,6 +20,7 @@ import trio
 
 from p2pcloop.errors import FormatError, NotHereError, UnreachableError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.http.speed import Speed
 from p2pcloopd.http.wire import (
     MAX_HEADER,
@@ -185,7 +186,14 @@ class HttpClient:
 
         await self._get(url, _Wanted(size, take=count))
         if length != size:
-            raise FormatError(f"{url}: the file there has {length} bytes, and must have {size}")
+            raise FormatError(
+                tr(
+                    "{url}: the file there has {length} bytes, and must have {size}",
+                    url=url,
+                    length=length,
+                    size=size,
+                )
+            )
 
     def rate(self, url: str) -> float | None:
         """Bytes a second at which answers of this server come, once begun; None where unknown."""
@@ -207,7 +215,7 @@ class HttpClient:
                         return await self._get_there(at, wanted, limit)
                     except _RedirectedError as err:
                         at = _follow(at, err.location)
-                told = f"it redirects again and again, the last time to {at[:200]!r}"
+                told = tr("it redirects again and again, the last time to {at!r}", at=at[:200])
                 raise UnreachableError(told)
             raise UnreachableError("no answer in time")
 
@@ -257,7 +265,11 @@ class HttpClient:
             body = await connection.body(wanted, self._speed(connection.place))
             if wanted.span is not None and len(body) != wanted.span.length:
                 raise FormatError(
-                    f"answered {len(body)} bytes where {wanted.span.length} were asked for"
+                    tr(
+                        "answered {body_count} bytes where {length} were asked for",
+                        body_count=len(body),
+                        length=wanted.span.length,
+                    )
                 )
             keep = connection.again()
         finally:
@@ -337,7 +349,7 @@ class _Connection:
         while isinstance(event := await self._event(), h11.Data):
             length += len(event.data)
             if length > wanted.limit:
-                raise FormatError(f"the answer is longer than {wanted.limit} bytes")
+                raise FormatError(tr("the answer is longer than {limit} bytes", limit=wanted.limit))
             if not first:
                 first, begun = length, trio.current_time()
             if wanted.take is None:
@@ -417,7 +429,7 @@ def _take_apart(url: str) -> tuple[_Place, str]:
     try:
         place = _place(parts.scheme, parts.netloc)
     except ValueError as err:
-        raise FormatError(f"{url[:80]!r} is not a URL: {err}") from err
+        raise FormatError(tr("{url!r} is not a URL: {err}", url=url[:80], err=err)) from err
     return place, quote(parts.path or "/", safe=_PATH_CHARACTERS)
 
 
@@ -443,7 +455,9 @@ def _follow(url: str, location: str) -> str:
         there = urljoin(url, location)
         parts = urlsplit(there)
     except ValueError as err:
-        raise FormatError(f"it redirects to {location[:200]!r}, which is no URL") from err
+        raise FormatError(
+            tr("it redirects to {location!r}, which is no URL", location=location[:200])
+        ) from err
     place = _take_apart(url)[0]
     if parts.scheme in ("http", "https") and not parts.query:
         target = _take_apart(there)[0]
@@ -451,8 +465,11 @@ def _follow(url: str, location: str) -> str:
         if target in (place, secured):
             return there
     raise UnreachableError(
-        f"it redirects to {there[:200]!r}, which is not followed: it is another place than the"
-        " link names",
+        tr(
+            "it redirects to {there!r}, which is not followed: it is another place than the"
+            " link names",
+            there=there[:200],
+        ),
         hint="use the URL to which it redirects, if you trust that",
     )
 
@@ -462,9 +479,16 @@ def _check(answer: h11.Response, span: Span | None, method: bytes) -> None:
     headers = {name: value.decode("latin-1") for name, value in answer.headers}
     match answer.status_code:
         case 404 | 410:
-            raise NotHereError(f"not there (status {answer.status_code})")
+            raise NotHereError(
+                tr("not there (status {status_code})", status_code=answer.status_code)
+            )
         case 403 | 405 | 413 | 501 if method == b"POST":
-            raise NotHereError(f"nothing is dispatched there (status {answer.status_code})")
+            raise NotHereError(
+                tr(
+                    "nothing is dispatched there (status {status_code})",
+                    status_code=answer.status_code,
+                )
+            )
         case 200 if span is not None:
             raise RangesIgnoredError("the server ignores ranges (status 200 where 206 must be)")
         case 206 if span is not None:
@@ -477,11 +501,11 @@ def _check(answer: h11.Response, span: Span | None, method: bytes) -> None:
             raise _RedirectedError(headers[b"location"])
         case 408 | 429 | 500 | 502 | 503 | 504 as status:
             raise OverloadedError(
-                f"the server answers with status {status}",
+                tr("the server answers with status {status}", status=status),
                 after=_seconds_until(headers.get(b"retry-after", "")),
             )
         case status:
-            raise UnreachableError(f"the server answers with status {status}")
+            raise UnreachableError(tr("the server answers with status {status}", status=status))
     if headers.get(b"content-encoding", "").strip().lower() not in ("", "identity"):
         raise FormatError("the server changes the content (Content-Encoding)")
 
@@ -494,7 +518,7 @@ def _check_range(headers: dict[bytes, str], span: Span) -> None:
         )
     told = headers.get(b"content-range", "none")
     if told.split("/")[0].lower() != f"bytes {span}":
-        raise WrongRangeError(f"asked for bytes {span}, got {told[:80]!r}")
+        raise WrongRangeError(tr("asked for bytes {span}, got {told!r}", span=span, told=told[:80]))
 
 
 def _seconds_until(told: str) -> float | None:
@@ -525,10 +549,12 @@ def _errors_of(url: str) -> Iterator[None]:
             told.after = err.after
         raise told from err
     except trio.TooSlowError as err:
-        raise UnreachableError(f"{url}: no answer in time") from err
+        raise UnreachableError(tr("{url}: no answer in time", url=url)) from err
     except h11.RemoteProtocolError as err:
-        raise FormatError(f"{url}: that is no HTTP: {err}") from err
+        raise FormatError(tr("{url}: that is no HTTP: {err}", url=url, err=err)) from err
     except trio.BrokenResourceError as err:
-        raise UnreachableError(f"{url}: {err.__cause__ or 'the connection broke'}") from err
+        raise UnreachableError(
+            tr("{url}: {cause}", url=url, cause=err.__cause__ or tr("the connection broke"))
+        ) from err
     except OSError as err:
-        raise UnreachableError(f"{url}: {err.strerror or err}") from err
+        raise UnreachableError(tr("{url}: {why}", url=url, why=err.strerror or err)) from err

@@ -38,6 +38,7 @@ from p2pcloop.formats.mirror import (
 )
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import MAX_RECORD_SIZE
+from p2pcloop.words import tr
 from p2pcloopd.http.client import (
     HttpClient,
     OverloadedError,
@@ -144,7 +145,7 @@ class SeedFiles(UrlFiles):
 
     def _url(self, path: MirrorPath) -> str:
         if not isinstance(path, LayerFilePath):
-            raise NotHereError(f"{self._base} is a web seed, which has content alone")
+            raise NotHereError(tr("{base} is a web seed, which has content alone", base=self._base))
         base = self._base if self._base.endswith("/") else f"{self._base}/"
         return f"{base}{path.torrent_name}/{path.file}"
 
@@ -159,7 +160,9 @@ class DirectoryFiles:
         """See `Files.get`."""
         data = await trio.to_thread.run_sync(_read, self._base / str(path), 0, limit + 1)
         if len(data) > limit:
-            raise FormatError(f"{self._base / str(path)} is longer than {limit} bytes")
+            raise FormatError(
+                tr("{base} is longer than {limit} bytes", base=self._base / str(path), limit=limit)
+            )
         return data
 
     async def get_span(self, path: MirrorPath, span: Span) -> bytes:
@@ -167,19 +170,26 @@ class DirectoryFiles:
         where = self._base / str(path)
         data = await trio.to_thread.run_sync(_read, where, span.offset, span.length)
         if len(data) != span.length:
-            raise FormatError(f"{where} is shorter than it must be")
+            raise FormatError(tr("{where} is shorter than it must be", where=where))
         return data
 
     async def post(self, path: MirrorPath, limit: int) -> bytes:  # noqa: ARG002
         """See `Files.post`."""
-        raise NotHereError(f"{self._base} is a directory, and dispatches nothing")
+        raise NotHereError(tr("{base} is a directory, and dispatches nothing", base=self._base))
 
     async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
         """See `Files.get_parts`."""
         where = self._base / str(path)
         length = await trio.to_thread.run_sync(_size, where)
         if length != size:
-            raise FormatError(f"{where} has {length} bytes, and must have {size}")
+            raise FormatError(
+                tr(
+                    "{where} has {length} bytes, and must have {size}",
+                    where=where,
+                    length=length,
+                    size=size,
+                )
+            )
         for offset in range(0, size, _PART_SIZE):
             await take(await self.get_span(path, Span(offset, min(_PART_SIZE, size - offset))))
 
@@ -230,7 +240,7 @@ class MirrorReader:
         try:
             return extract_info(data, info_hash)
         except FormatError as err:
-            error = FormatError(f"{self.base}{path}: {err}")
+            error = FormatError(tr("{base}{path}: {err}", base=self.base, path=path, err=err))
             self.on_failure(error)
             raise error from err
 
@@ -405,11 +415,11 @@ def _opened(path: Path) -> Iterator[int]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise NotHereError(f"{path} is not a file")
+                raise NotHereError(tr("{path} is not a file", path=path))
             yield fd
         finally:
             os.close(fd)
     except (FileNotFoundError, NotADirectoryError) as err:
-        raise NotHereError(f"there is no {path}") from err
+        raise NotHereError(tr("there is no {path}", path=path)) from err
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(tr("cannot read {path}", path=path), err) from err

@@ -24,6 +24,7 @@ from p2pcloop.formats.manifest import Manifest, SignedManifest
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.protocol.fuse import DirectoryEntry
+from p2pcloop.words import tr
 from p2pcloopd.block.backend import complete
 from p2pcloopd.mount.images import HeldImage
 from p2pcloopd.mount.nodes import (
@@ -59,12 +60,14 @@ _log = logging.getLogger(__name__)
 def why_no_files(manifest: Manifest) -> str | None:
     """Why the files of a version are not shown; None if they are."""
     if manifest.withdrawn:
-        return "the version is withdrawn"
+        return tr("the version is withdrawn")
     if manifest.boot.roots:
-        return "its files lie in several file systems, which a guest joins"
+        return tr("its files lie in several file systems, which a guest joins")
     kind = manifest.boot.root_type
     if kind not in _READERS:
-        return f"files of {kind or 'no known file system'} are not read: mount disk.img"
+        return tr(
+            "files of {kind} are not read: mount disk.img", kind=kind or tr("no known file system")
+        )
     return None
 
 
@@ -278,7 +281,9 @@ class _Folder(Directory):
                 for entry in part:
                     names.setdefault(entry.name, entry)
                 if len(names) > MAX_ENTRIES:
-                    raise FormatError(f"a directory has more than {MAX_ENTRIES} names")
+                    raise FormatError(
+                        tr("a directory has more than {max_entries} names", max_entries=MAX_ENTRIES)
+                    )
                 await trio.lowlevel.checkpoint()
         return names
 

@@ -22,6 +22,7 @@ from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 from p2pcloopd.block.opening import open_disk
 from p2pcloopd.block.source import StoredBackend
 from p2pcloopd.block.spec import BlockServerSpec
@@ -171,7 +172,9 @@ class Images:
             image.error = err
         except Exception as err:  # a bug that shows in one image must not end the others' readers
             _log.exception("%s failed by a bug of p2pcloop", signed.manifest.name)
-            image.error = P2pcloopError(f"{signed.manifest.name} cannot be read: {err}")
+            image.error = P2pcloopError(
+                tr("{manifest} cannot be read: {err}", manifest=signed.manifest.name, err=err)
+            )
         finally:
             if self._images.get(signed.id) is image:
                 self._take_out(signed)

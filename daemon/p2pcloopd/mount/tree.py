@@ -25,6 +25,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import Records
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 from p2pcloopd.block.supplier import Caller
 from p2pcloopd.mount.files import FileSystem, NameTables, why_no_files
 from p2pcloopd.mount.images import HeldImage, Images
@@ -100,7 +101,13 @@ class Known:
         with trio.move_on_after(RESOLVE_SECONDS) as scope:
             await self.client.call("resolve", ref=str(name), at=at, withdrawn=True)
         if scope.cancelled_caught:
-            raise UnreachableError(f"{name} was not found within {RESOLVE_SECONDS:.0f} s")
+            raise UnreachableError(
+                tr(
+                    "{name} was not found within {resolve_seconds:.0f} s",
+                    name=name,
+                    resolve_seconds=RESOLVE_SECONDS,
+                )
+            )
 
     async def hold(self, signed: SignedManifest) -> HeldImage:
         """Open the image of a version; see `Images.hold`."""

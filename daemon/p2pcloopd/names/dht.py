@@ -19,6 +19,7 @@ from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import Record, open_record
 from p2pcloop.store.keys import load_key, name_of_key
 from p2pcloop.store.records import Records
+from p2pcloop.words import tr
 from p2pcloopd.engine.bt.session_dht import Dht
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.names.lookup import FoundRecord
@@ -41,7 +42,7 @@ class DhtSource:
 
     @property
     def name(self) -> str:
-        return "the DHT"
+        return tr("the DHT")
 
     async def find(self, name: Name) -> Sequence[FoundRecord]:
         """What lies there under a name: anything at all, which the holder of the key signed."""
@@ -147,7 +148,7 @@ class Announcer:
         """The private key of a name, if there is one that needs no passphrase. Reads the disk."""
         if name.key in self._keys:
             return self._keys[name.key]
-        why = "its key is not in this home"
+        why = tr("its key is not in this home")
         try:
             label = name_of_key(self._keys_dir, name.key)
             if label is not None:

@@ -33,6 +33,7 @@ from p2pcloop.errors import NotHereError, P2pcloopError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.name import Name
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.names.lookup import FoundRecord, Mirror
 
 _log = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ class LanSource:
 
     @property
     def name(self) -> str:
-        return "the local network"
+        return tr("the local network")
 
     async def find(self, name: Name) -> Sequence[FoundRecord]:
         """The records that the nodes have, as far as they answer in time."""

@@ -17,6 +17,7 @@ from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import SignedRecord, open_record
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 LOOK_SECONDS = 10.0
 """The longest that sources are waited for."""
@@ -157,7 +158,7 @@ async def look_up(
             for source in sources:
                 waiting.add(source.name)
                 nursery.start_soon(ask, source, scope)
-    result.problems += [f"{each}: no answer in time" for each in sorted(waiting)]
+    result.problems += [tr("{each}: no answer in time", each=each) for each in sorted(waiting)]
     for problem in result.problems + result.without:
         _log.info("looking for %s: %s", name, problem)
     return result
@@ -174,7 +175,7 @@ async def _ask(source: RecordSource, name: Name, result: LookedUp) -> bool:
     except P2pcloopError as err:
         problems.append(str(err))
     if not found and not problems:
-        result.without.append(f"{source.name}: has no record of it")
+        result.without.append(tr("{source}: has no record of it", source=source.name))
     valid = False
     for each in found:
         try:
@@ -191,5 +192,5 @@ async def _ask(source: RecordSource, name: Name, result: LookedUp) -> bool:
 def _check(found: FoundRecord, name: Name) -> SignedRecord:
     signed = open_record(found.data)
     if signed.record.name != name:
-        raise MismatchError(f"answered with a record of {signed.record.name}")
+        raise MismatchError(tr("answered with a record of {record}", record=signed.record.name))
     return signed

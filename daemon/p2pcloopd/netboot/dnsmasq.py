@@ -15,6 +15,7 @@ import trio
 
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.sandbox import syscall_filter
 from p2pcloopd.guest.system.kernel import find_busybox
@@ -63,7 +64,7 @@ async def serve_dnsmasq(
         if not serves:
             task_status.started()
         elif pause > MIN_PAUSE:
-            told("machines can start again")
+            told(tr("machines can start again"))
         serves += 1
 
     while True:
@@ -73,7 +74,13 @@ async def serve_dnsmasq(
             raise error
         if trio.current_time() - begun > MAX_PAUSE:
             pause = MIN_PAUSE
-        told(f"no machine can start, and those that run go on. Next try in {pause} s: {error}")
+        told(
+            tr(
+                "no machine can start, and those that run go on. Next try in {pause} s: {error}",
+                pause=pause,
+                error=error,
+            )
+        )
         await trio.sleep(pause)
         pause = min(2 * pause, MAX_PAUSE)
 
@@ -142,14 +149,14 @@ class _Output:
 
     def error(self) -> P2pcloopError:
         """Why it does not run."""
-        said = printable(" / ".join(self._lines)) or "it says nothing"
+        said = printable(" / ".join(self._lines)) or tr("it says nothing")
         if "in use" in said:
             return BusyError(
-                f"DHCP or TFTP cannot be served: {said}",
+                tr("DHCP or TFTP cannot be served: {said}", said=said),
                 hint="`ss -ulpn` names the program that has port 67, 69 or 4011: end it, or have it"
                 " serve another interface",
             )
-        return GuestError(f"dnsmasq does not serve: {said}")
+        return GuestError(tr("dnsmasq does not serve: {said}", said=said))
 
 
 def _sandbox(configuration: int, tftp: Mapping[str, Path]) -> sandbox.Sandbox:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import ifaddr
 
 from p2pcloop.errors import BusyError, GuestError, NotHereError, UsageError
+from p2pcloop.words import tr
 from p2pcloopd.guest.network.taps import is_up
 
 _GET_HARDWARE_ADDRESS = 0x8927  # linux/sockios.h: SIOCGIFHWADDR
@@ -68,15 +69,19 @@ def find_interface(name: str) -> Interface:
     there = [other for _, other in socket.if_nameindex()]
     if name not in there:
         raise NotHereError(
-            f"this machine has no interface {name}", hint=f"it has {', '.join(sorted(there))}"
+            tr("this machine has no interface {name}", name=name),
+            hint=tr("it has {there}", there=", ".join(sorted(there))),
         )
     if not is_up(name):
-        raise GuestError(f"the interface {name} is down", hint=f"`ip link set {name} up`, as root")
+        raise GuestError(
+            tr("the interface {name} is down", name=name),
+            hint=tr("`ip link set {name} up`, as root", name=name),
+        )
     mac = _hardware_address(name)
     if mac is None:
         raise GuestError(
-            f"the interface {name} is not Ethernet: no machine can start there",
-            hint=f"this machine has {', '.join(sorted(there))}",
+            tr("the interface {name} is not Ethernet: no machine can start there", name=name),
+            hint=tr("this machine has {there}", there=", ".join(sorted(there))),
         )
     addresses = [
         IPv4Interface((ip.ip, ip.network_prefix))
@@ -87,8 +92,11 @@ def find_interface(name: str) -> Interface:
     ]
     if not addresses:
         raise GuestError(
-            f"the interface {name} has no IPv4 address, by which machines could reach this one",
-            hint=f"give it one: `ip address add 192.168.77.1/24 dev {name}`, as root",
+            tr(
+                "the interface {name} has no IPv4 address, by which machines could reach this one",
+                name=name,
+            ),
+            hint=tr("give it one: `ip address add 192.168.77.1/24 dev {name}`, as root", name=name),
         )
     return Interface(name, mac, addresses[0])
 
@@ -115,19 +123,30 @@ def parse_range(text: str, interface: Interface) -> Range:
         UsageError: it is no range, lies outside the interface's network, or holds its own address.
     """
     network = interface.network
-    hint = f"give two addresses of {network} without {interface.address}: FIRST,LAST"
+    hint = tr(
+        "give two addresses of {network} without {address}: FIRST,LAST",
+        network=network,
+        address=interface.address,
+    )
     try:
         first, last = map(IPv4Address, text.split(","))
     except ValueError as err:
-        raise UsageError(f"{text!r} is no range of addresses", hint=hint) from err
+        raise UsageError(tr("{text!r} is no range of addresses", text=text), hint=hint) from err
     if not first <= last:
-        raise UsageError(f"the range {text} ends before it begins", hint=hint)
+        raise UsageError(tr("the range {text} ends before it begins", text=text), hint=hint)
     edges = {network.network_address, network.broadcast_address}
     if first not in network or last not in network or edges & {first, last}:
-        raise UsageError(f"the range {text} lies outside {network}", hint=hint)
+        raise UsageError(
+            tr("the range {text} lies outside {network}", text=text, network=network), hint=hint
+        )
     if first <= interface.own.ip <= last:
         raise UsageError(
-            f"the range {text} holds {interface.address}, the address of {interface.name}",
+            tr(
+                "the range {text} holds {address}, the address of {interface}",
+                text=text,
+                address=interface.address,
+                interface=interface.name,
+            ),
             hint=hint,
         )
     return Range(first, last)
@@ -147,7 +166,13 @@ def is_port_taken(interface: Interface) -> bool:
         except OSError as err:
             if err.errno == errno.EADDRINUSE:
                 return True
-            raise GuestError(f"port {_DHCP_SERVER} cannot be used: {err.strerror}") from err
+            raise GuestError(
+                tr(
+                    "port {dhcp_server} cannot be used: {why}",
+                    dhcp_server=_DHCP_SERVER,
+                    why=err.strerror,
+                )
+            ) from err
     return False
 
 
@@ -159,6 +184,9 @@ def check_no_own_server(interface: Interface) -> None:
     """
     if is_port_taken(interface):
         raise BusyError(
-            f"a DHCP server of this machine answers at {interface.name} already",
+            tr(
+                "a DHCP server of this machine answers at {interface} already",
+                interface=interface.name,
+            ),
             hint="`--dhcp proxy` works beside it; `ss -ulpn sport = :67` names it",
         )

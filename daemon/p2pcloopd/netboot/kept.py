@@ -27,6 +27,7 @@ from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.store.home import replace_file
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 from p2pcloopd.block.opening import Disk, open_overlay
 from p2pcloopd.block.source import LocalBackend, StoredBackend
 from p2pcloopd.block.spec import BlockServerSpec
@@ -56,7 +57,8 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UsageError(
-            f"{folder} is no folder, for the machines' changes", hint=f"make it: mkdir {folder}"
+            tr("{folder} is no folder, for the machines' changes", folder=folder),
+            hint=tr("make it: mkdir {folder}", folder=folder),
         )
 
 
@@ -94,9 +96,10 @@ class KeptChanges:
         if again and (refusal := self._cannot_go_on(mac, boot)) is not None:
             return refusal
         if self._reserved_for(mac) not in (None, boot):
-            return (
-                "a machine with this network card had its disk just now, and may come back: it is"
-                f" waited for {RESERVED_SECONDS} s"
+            return tr(
+                "a machine with this network card had its disk just now, and may come back: it"
+                " is waited for {reserved_seconds} s",
+                reserved_seconds=RESERVED_SECONDS,
             )
         path = self._path(mac)
         if mac in self._open:
@@ -106,11 +109,12 @@ class KeptChanges:
         try:
             made_on = Overlay.inspect(path).image_id
         except P2pcloopError as err:
-            return f"the node cannot use {path}: {err}"
+            return tr("the node cannot use {path}: {err}", path=path, err=err)
         if made_on != self.disk.image.device.image.image_id:
-            return (
-                f"{path.name} on the node has changes of another image, or of another version of"
-                " it: serve that one (--at), or move the file away"
+            return tr(
+                "{path} on the node has changes of another image, or of another version of it:"
+                " serve that one (--at), or move the file away",
+                path=path.name,
             )
         return None
 
@@ -129,7 +133,7 @@ class KeptChanges:
         try:
             opened = changes or _Changes("", await self._with_overlay(mac))
             try:
-                await trio.to_thread.run_sync(self._write_boot, mac, f"{boot} open")
+                await trio.to_thread.run_sync(self._write_boot, mac, tr("{boot} open", boot=boot))
             except BaseException:
                 if changes is None:
                     opened.backend.device.close_overlay()
@@ -170,15 +174,19 @@ class KeptChanges:
     def _no_room(self) -> str | None:
         """Why no overlay can be made for one more machine."""
         if sum(1 for _ in self.folder.glob("*" + SUFFIX)) >= MAX_OVERLAYS:
-            return (
-                f"the node keeps changes of {MAX_OVERLAYS} machines, and no more: remove those in"
-                f" {self.folder} that are not needed"
+            return tr(
+                "the node keeps changes of {max_overlays} machines, and no more: remove those"
+                " in {folder} that are not needed",
+                max_overlays=MAX_OVERLAYS,
+                folder=self.folder,
             )
         free = shutil.disk_usage(self.folder).free
         if free < MIN_FREE:
-            return (
-                f"the node's disk has {format_size(free)} left, and takes no changes of further"
-                f" machines below {format_size(MIN_FREE)}"
+            return tr(
+                "the node's disk has {free} left, and takes no changes of further machines"
+                " below {min_free}",
+                free=format_size(free),
+                min_free=format_size(MIN_FREE),
             )
         return None
 
@@ -189,9 +197,10 @@ class KeptChanges:
             named, said = self._read_boot(mac)
             whole = named == boot and said.startswith(_WHOLE)
             if whole and said != _WHOLE + _facts(self._path(mac)):
-                return (
-                    f"{self._path(mac).name} on the node was moved or changed while this machine"
-                    " waited: start the machine again"
+                return tr(
+                    "{name} on the node was moved or changed while this machine waited: start the"
+                    " machine again",
+                    name=self._path(mac).name,
                 )
         if whole:
             return None

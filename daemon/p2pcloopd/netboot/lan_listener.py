@@ -13,6 +13,7 @@ import ifaddr
 import trio
 
 from p2pcloop.errors import BusyError, GuestError
+from p2pcloop.words import tr
 from p2pcloopd.netboot.interface import Interface
 
 _BACKLOG = 256
@@ -39,11 +40,18 @@ async def lan_listener(interface: Interface, port: int) -> AsyncIterator[trio.So
             where = f"{interface.address}:{port}"
             if err.errno == errno.EADDRINUSE:
                 raise BusyError(
-                    f"another program listens on {where} already",
+                    tr("another program listens on {where} already", where=where),
                     hint="`ss -tlpn` names it: end it, or give another --port",
                 ) from err
             reason = os.strerror(err.errno or 0)
-            raise GuestError(f"cannot listen on {where} at {interface.name}: {reason}") from err
+            raise GuestError(
+                tr(
+                    "cannot listen on {where} at {interface}: {reason}",
+                    where=where,
+                    interface=interface.name,
+                    reason=reason,
+                )
+            ) from err
         own = trio.socket.from_stdlib_socket(sock.dup())
     with own:
         yield trio.SocketListener(own)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import zstandard
 
+from p2pcloop.words import tr
 from p2pcloopd.guest.system.files_root import LAYERS, WHOLE
 from p2pcloopd.guest.system.initramfs import DISK_ROOT, START_MARK, Part, make_initramfs
 from p2pcloopd.guest.system.kernel import Kernel, has_module
@@ -121,7 +122,7 @@ def build_machine_root(
         NeedsPackageError: busybox, a C compiler or a module is not on this system.
     """
     client = compiled_program(
-        "nbd_root", "a machine's disk needs a small program in its first root", cache=cache
+        "nbd_root", tr("a machine's disk needs a small program in its first root"), cache=cache
     )
     own = Part((), files=(("bin/nbd_root", client.read_bytes()),))
     root = _root_on_disk() if keeps else _root_in_memory(places)

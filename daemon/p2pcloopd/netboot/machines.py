@@ -20,6 +20,7 @@ import trio
 
 from p2pcloop.errors import BusyError, P2pcloopError
 from p2pcloop.protocol.nbd_export import Export, Exports
+from p2pcloop.words import tr
 from p2pcloopd.block.backend import Backend
 
 _NAME = re.compile(
@@ -153,11 +154,15 @@ class Machines:
             if not there.told:
                 there.told = True
                 self.told(
-                    f"two machines have the network card {asked.mac}: the second one has to wait"
+                    tr(
+                        "two machines have the network card {mac}: the second one has to wait",
+                        mac=asked.mac,
+                    )
                 )
-            return (
-                f"another machine with the network card {asked.mac} has its disk already: change"
-                " the address of one of them, or turn the other one off"
+            return tr(
+                "another machine with the network card {mac} has its disk already: change the"
+                " address of one of them, or turn the other one off",
+                mac=asked.mac,
             )
         if self.kept is not None:
             refusal = self.kept.refusal(asked.mac, asked.boot, again=asked.again)
@@ -199,7 +204,7 @@ class Machines:
         """A machine's connection has ended."""
         if self._connected.get(asked.mac) is not own:
             return
-        self.told(f"{asked.mac} has gone")
+        self.told(tr("{mac} has gone", mac=asked.mac))
         if self.kept is not None and not own.orderly:
             self.kept.lost(asked.mac, asked.boot)
 
@@ -209,7 +214,7 @@ class Machines:
         try:
             return await self.kept.backend(asked.mac, asked.boot)
         except P2pcloopError as err:
-            self.told(f"{asked.mac} gets no disk: {err}")
+            self.told(tr("{mac} gets no disk: {err}", mac=asked.mac, err=err))
             raise
 
     async def close_left(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import NeedsPackageError, UsageError
+from p2pcloop.words import tr
 from p2pcloopd.netboot.interface import Interface, Range
 
 IPXE_FOLDER = Path("/usr/lib/ipxe")
@@ -136,7 +137,7 @@ def check_words(words: Iterable[str]) -> tuple[str, ...]:
     for word in checked:
         if _TAKEN_APART.search(word) or not word.isprintable():
             raise UsageError(
-                f"the kernel's word {word!r} cannot be passed on by iPXE",
+                tr("the kernel's word {word!r} cannot be passed on by iPXE", word=word),
                 hint="leave out `${`, `&&`, `||`, `#` and blanks",
             )
     return checked
@@ -152,6 +153,7 @@ def ipxe_programs(folder: Path = IPXE_FOLDER) -> dict[str, Path]:
     for path in programs.values():
         if not path.is_file():
             raise NeedsPackageError(
-                f"{path} is not there, by which machines start", hint="apt-get install ipxe"
+                tr("{path} is not there, by which machines start", path=path),
+                hint="apt-get install ipxe",
             )
     return programs

@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from p2pcloop.errors import BusyError
+from p2pcloop.words import tr
 from p2pcloopd.block.nbd_crowd import Limits
 from p2pcloopd.block.nbd_server import serve_exports
 from p2pcloopd.block.opening import Disk
@@ -111,7 +112,7 @@ async def _serve_disk(
             # Before our own dnsmasq has the port.
             warns = plan.range is None and not is_port_taken(plan.interface)
             await nursery.start(serve_dnsmasq, plan.server_settings(), netboot.tftp, netboot.told)
-            netboot.told("machines that start at the network get the image; Ctrl-C ends it")
+            netboot.told(tr("machines that start at the network get the image; Ctrl-C ends it"))
             if warns:
                 nursery.start_soon(warn_without_server, plan.interface, netboot.told)
             await trio.sleep_forever()
@@ -125,8 +126,12 @@ async def _refuse_second_server(interface: Interface) -> None:
     other = await find_server(interface)
     if other is not None:
         raise BusyError(
-            f"the DHCP server {other} answers at {interface.name}: machines would get addresses"
-            " from either",
+            tr(
+                "the DHCP server {other} answers at {interface}: machines would get addresses"
+                " from either",
+                other=other,
+                interface=interface.name,
+            ),
             hint="`--dhcp proxy` works beside it",
         )
 
@@ -136,10 +141,20 @@ async def warn_without_server(interface: Interface, told: Callable[[str], None])
     try:
         server = await find_server(interface)
     except OSError as err:  # the interface went down: nothing is known, and machines may come later
-        told(f"it is not known whether a DHCP server answers at {interface.name}: {err.strerror}")
+        told(
+            tr(
+                "it is not known whether a DHCP server answers at {interface}: {why}",
+                interface=interface.name,
+                why=err.strerror,
+            )
+        )
         return
     if server is None:
         told(
-            f"no DHCP server has answered at {interface.name}: machines get no address there,"
-            " unless one starts, or this ends and is started with --dhcp server --range FIRST,LAST"
+            tr(
+                "no DHCP server has answered at {interface}: machines get no address there,"
+                " unless one starts, or this ends and is started with --dhcp server --range"
+                " FIRST,LAST",
+                interface=interface.name,
+            )
         )

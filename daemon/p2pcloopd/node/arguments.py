@@ -6,6 +6,7 @@ from p2pcloop.errors import FormatError, NotHereError
 from p2pcloop.formats.link import format_peer, parse_peer
 from p2pcloop.formats.manifest import INFO_HASH_SIZE
 from p2pcloop.formats.packing import Fields
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.node import Node
@@ -31,7 +32,8 @@ def known_torrent(node: Node, info_hash: bytes) -> Torrent:
     torrent = node.engine.get(info_hash)
     if torrent is None:
         raise NotHereError(
-            f"torrent {info_hash.hex()} is not known here", hint="use the link of the image once"
+            tr("torrent {info_hash} is not known here", info_hash=info_hash.hex()),
+            hint="use the link of the image once",
         )
     return torrent
 
@@ -56,5 +58,5 @@ def check_url(item: object) -> str:
     """A URL of a tracker or a web seed."""
     schemes = ("http://", "https://", "udp://")
     if not isinstance(item, str) or len(item) > _MAX_URL or not item.startswith(schemes):
-        raise FormatError(f"{str(item)[:80]!r} is not a URL of http, https or udp")
+        raise FormatError(tr("{item!r} is not a URL of http, https or udp", item=str(item)[:80]))
     return item

@@ -15,6 +15,7 @@ import trio
 from p2pcloop.errors import MismatchError, storage_error
 from p2pcloop.formats.manifest import LayerRef, Manifest
 from p2pcloop.formats.mirror import INDEX, PACK, layer_torrent_name
+from p2pcloop.words import tr
 from p2pcloopd.node.node import Node
 
 LINKS_PREFIX = "links-"
@@ -43,7 +44,11 @@ async def use_directory(node: Node, base: str, manifest: Manifest) -> None:
             for new in seeded - before:
                 await node.engine.remove(new, node.home.tmp)
             raise MismatchError(
-                f"layer {layer.layer_id.hex()} in {base} is not what the manifest says",
+                tr(
+                    "layer {layer_id} in {base} is not what the manifest says",
+                    layer_id=layer.layer_id.hex(),
+                    base=base,
+                ),
                 hint="make the mirror again; nothing of it was used",
             ) from err
         seeded.add(layer.torrent)
@@ -66,5 +71,5 @@ def _link(base: Path, layer: LayerRef, tmp: Path) -> Path | None:
         for file, path in files.items():
             (folder / file).symlink_to(path.resolve())
     except OSError as err:
-        raise storage_error(f"cannot write in {tmp}", err) from err
+        raise storage_error(tr("cannot write in {tmp}", tmp=tmp), err) from err
     return staging

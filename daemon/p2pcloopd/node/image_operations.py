@@ -26,6 +26,7 @@ from p2pcloop.formats.record import MAX_RECORD_SIZE, Record, open_record
 from p2pcloop.formats.seal import SECRET_SIZE, check_secret
 from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloop.store.removed import unmark_removed
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.names.lookup import HISTORY_SECONDS
@@ -47,9 +48,11 @@ async def seed(node: Node, call: Call) -> dict[str, Any]:
     staging = Path(fields.path("staging", 4096))
     fields.end()
     if staging.parent != node.home.tmp or staging.name in ("", ".", ".."):
-        raise UsageError(f"{staging} is not directly in {node.home.tmp}")
+        raise UsageError(
+            tr("{staging} is not directly in {tmp}", staging=staging, tmp=node.home.tmp)
+        )
     if staging.is_symlink() or not staging.is_dir():  # noqa: ASYNC240  two stat(2)
-        raise UsageError(f"{staging} is not a directory")
+        raise UsageError(tr("{staging} is not a directory", staging=staging))
     hashed = (0, 0)
 
     def note(done: int, size: int) -> None:
@@ -114,7 +117,12 @@ def _layers_of(node: Node, manifest: Manifest) -> list[Torrent]:
     for layer in manifest.all_layers:
         known = node.engine.get(layer.torrent)
         if known is None:
-            raise NotHereError(f"layer {layer.torrent.hex()} of the manifest is not seeded here")
+            raise NotHereError(
+                tr(
+                    "layer {torrent} of the manifest is not seeded here",
+                    torrent=layer.torrent.hex(),
+                )
+            )
         known.completion.hurry()
         layers.append(known)
     return layers
@@ -143,7 +151,9 @@ async def seed_record(node: Node, call: Call) -> dict[str, Any]:
 def _key_of(record: Record, seed: bytes) -> Ed25519PrivateKey:
     key = Ed25519PrivateKey.from_private_bytes(seed)
     if key.public_key().public_bytes_raw() != record.key:
-        raise MismatchError(f"the key that came with the record of {record.name} is another one")
+        raise MismatchError(
+            tr("the key that came with the record of {record} is another one", record=record.name)
+        )
     return key
 
 
@@ -174,10 +184,18 @@ async def resolve(node: Node, call: Call) -> dict[str, Any]:
 
 def _withdrawn_error(manifest: Manifest) -> NotHereError:
     day = datetime.fromtimestamp(manifest.created, UTC).date()
-    why = f": {manifest.message}" if manifest.message else ", without a word why"
+    why = f": {manifest.message}" if manifest.message else tr(", without a word why")
     return NotHereError(
-        f"{manifest.name} was withdrawn by its publisher on {day}{why}",
-        hint=f"older versions by number: --at {manifest.version - 1}; `p2pcloop log` has them",
+        tr(
+            "{manifest} was withdrawn by its publisher on {day}{why}",
+            manifest=manifest.name,
+            day=day,
+            why=why,
+        ),
+        hint=tr(
+            "older versions by number: --at {version}; `p2pcloop log` has them",
+            version=manifest.version - 1,
+        ),
     )
 
 
@@ -196,7 +214,13 @@ async def manifest(node: Node, call: Call) -> dict[str, Any]:
         return {"manifest": (await get_manifest(node, ref, link, call, directories)).data}
     if new:
         await node.engine.remove(torrent, node.home.tmp)
-    raise NotHereError(f"manifest {ref.id.hex()} did not come within {HISTORY_SECONDS:.0f} s")
+    raise NotHereError(
+        tr(
+            "manifest {id} did not come within {history_seconds:.0f} s",
+            id=ref.id.hex(),
+            history_seconds=HISTORY_SECONDS,
+        )
+    )
 
 
 async def know_layers(node: Node, found: Found) -> None:

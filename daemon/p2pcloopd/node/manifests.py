@@ -26,6 +26,7 @@ from p2pcloop.formats.manifest import (
     SignedManifest,
     open_manifest,
 )
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call
 from p2pcloopd.names.lookup import LOOK_SECONDS, Mirror
 from p2pcloopd.node.node import Node
@@ -92,13 +93,16 @@ async def serve_manifest(
     try:
         staging = Path(tempfile.mkdtemp(prefix=MANIFEST_PREFIX, dir=node.home.tmp))
     except OSError as err:
-        raise storage_error(f"cannot write in {node.home.tmp}", err) from err
+        raise storage_error(tr("cannot write in {tmp}", tmp=node.home.tmp), err) from err
     try:
         await trio.to_thread.run_sync(_stage, staging, signed.data)
         return (await node.engine.seed(staging, public=public, expected=torrent)).info_hash
     except MismatchError as err:
         raise MismatchError(
-            f"the manifest of {signed.manifest.name} has another torrent than was told",
+            tr(
+                "the manifest of {manifest} has another torrent than was told",
+                manifest=signed.manifest.name,
+            ),
             hint="the link or the record was put together wrongly: ask for a new one",
         ) from err
     finally:
@@ -139,7 +143,11 @@ def check_manifest(signed: SignedManifest, ref: ManifestRef) -> SignedManifest:
     """
     if signed.id != ref.id:
         raise MismatchError(
-            f"asked for manifest {ref.id.hex()} and got another, of {signed.manifest.name}",
+            tr(
+                "asked for manifest {id} and got another, of {manifest}",
+                id=ref.id.hex(),
+                manifest=signed.manifest.name,
+            ),
             hint="the link was changed or put together wrongly: ask for a new one",
         )
     return signed
@@ -151,19 +159,25 @@ async def _from_mirror(mirror: Mirror, ref: ManifestRef) -> SignedManifest:
             return check_manifest(open_manifest(await mirror.manifest(ref.id)), ref)
         except (FormatError, MismatchError) as err:
             raise type(err)(f"{mirror.base}: {err}", hint=err.hint) from err
-    raise UnreachableError(f"{mirror.base}: no answer in time")
+    raise UnreachableError(tr("{base}: no answer in time", base=mirror.base))
 
 
 async def _from_torrent(node: Node, ref: ManifestRef, near: Link, call: Call) -> SignedManifest:
     if ref.torrent is None:
-        raise NotHereError(f"no manifest {ref.id.hex()} is known here, nor its torrent")
+        raise NotHereError(tr("no manifest {id} is known here, nor its torrent", id=ref.id.hex()))
     torrent = await node.add(ref.torrent, near.peers, near.trackers, ())
     report = partial(node.reports.report_if_waiting, torrent, call)
     found = await report(torrent.metadata)
     if [str(path) for path, _ in found.files] != [MANIFEST_FILE]:
         raise FormatError("the link's torrent is not that of a manifest")
     if not 0 < found.total_size <= MAX_MANIFEST_SIZE:
-        raise FormatError(f"a manifest of {found.total_size} bytes is over {MAX_MANIFEST_SIZE}")
+        raise FormatError(
+            tr(
+                "a manifest of {total_size} bytes is over {max_manifest_size}",
+                total_size=found.total_size,
+                max_manifest_size=MAX_MANIFEST_SIZE,
+            )
+        )
     read = partial(torrent.read, 0, found.total_size)
     return check_manifest(open_manifest(await report(read)), ref)
 
@@ -174,4 +188,4 @@ def _stage(staging: Path, data: bytes) -> None:
         (staging / "data").mkdir()
         (staging / "data" / MANIFEST_FILE).write_bytes(data)
     except OSError as err:
-        raise storage_error(f"cannot write in {staging}", err) from err
+        raise storage_error(tr("cannot write in {staging}", staging=staging), err) from err

@@ -12,6 +12,7 @@ from p2pcloop.formats.name import Name
 from p2pcloop.formats.place import parse_place
 from p2pcloop.formats.record import open_record
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call
 from p2pcloopd.engine.bt.session import Session
 from p2pcloopd.engine.disk.metainfo import parse_info
@@ -54,17 +55,21 @@ async def _names_at(node: Node, url: str) -> tuple[str, list[tuple[Name, Manifes
         place = parse_place(url)
         return place.base, [(place.name, None)]
     base = parse_mirror(url if url.endswith("/") else f"{url}/")
-    hint = "name an image: URL/@key/label"
+    hint = tr("name an image: URL/@key/label")
     try:
         data = await node.http_client.get(base + LINKS, MAX_LINKS_SIZE)
     except NotHereError as err:
-        raise NotHereError(f"{err}, so it does not tell what it has", hint=hint) from err
+        raise NotHereError(
+            tr("{err}, so it does not tell what it has", err=err), hint=hint
+        ) from err
     try:
         links = [parse_link(line) for line in data.decode().splitlines() if line]
     except (FormatError, UsageError, UnicodeDecodeError) as err:
-        raise FormatError(f"{base}{LINKS} holds something else than links", hint=hint) from err
+        raise FormatError(
+            tr("{base}{links} holds something else than links", base=base, links=LINKS), hint=hint
+        ) from err
     if not links:
-        raise NotHereError(f"{base}{LINKS} names no image", hint=hint)
+        raise NotHereError(tr("{base}{links} names no image", base=base, links=LINKS), hint=hint)
     return base, [
         (link.name, ManifestRef(link.manifest_id, link.manifest_torrent)) for link in links
     ]
@@ -94,7 +99,14 @@ async def _check_signed(
 async def _ref_of(reader: MirrorReader, name: Name) -> ManifestRef:
     record = open_record(await reader.record(name)).record
     if record.name != name:
-        raise MismatchError(f"{reader.base}{name} is a record of {record.name}")
+        raise MismatchError(
+            tr(
+                "{base}{name} is a record of {record}",
+                base=reader.base,
+                name=name,
+                record=record.name,
+            )
+        )
     return ManifestRef(record.manifest_id, record.manifest_torrent)
 
 
@@ -110,21 +122,30 @@ async def _check_layer(reader: MirrorReader, layer: LayerRef) -> None:
         try:
             data = await reader.range(layer, offset, meta.layout.piece_size(piece))
         except RangesIgnoredError as err:
-            raise FormatError(f"{err}; {_what_that_means(layer)}") from err
+            raise FormatError(tr("{err}; {layer}", err=err, layer=_what_that_means(layer))) from err
         if not meta.matches(piece, data):
             raise MismatchError(
-                f"{reader.base} has wrong bytes of torrent {layer.torrent.hex()}, at {offset}"
+                tr(
+                    "{base} has wrong bytes of torrent {torrent}, at {offset}",
+                    base=reader.base,
+                    torrent=layer.torrent.hex(),
+                    offset=offset,
+                )
             )
 
 
 def _what_that_means(layer: LayerRef) -> str:
     size = layer.index_length + layer.pack_length
     if size > MAX_WHOLE:
-        return (
-            f"readers cannot use it for a layer of {format_size(size)}: whole files are taken up"
-            f" to {format_size(MAX_WHOLE)}"
+        return tr(
+            "readers cannot use it for a layer of {size}: whole files are taken up to {max_whole}",
+            size=format_size(size),
+            max_whole=format_size(MAX_WHOLE),
         )
-    return f"readers must take all {format_size(size)} before they are sure of a byte at the end"
+    return tr(
+        "readers must take all {size} before they are sure of a byte at the end",
+        size=format_size(size),
+    )
 
 
 async def _recording(faults: list[str], work: Awaitable[Result]) -> Result | None:

@@ -12,6 +12,7 @@ from p2pcloop.errors import BusyError, FormatError, storage_error
 from p2pcloop.formats.config import MAX_LISTEN
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.store.home import replace_file
+from p2pcloop.words import tr
 
 _FIRST, _LAST = 20000, 32000
 """Below the range from which systems take the ports of outgoing connections (ip(7))."""
@@ -72,14 +73,19 @@ def _port(host: str, kept: int | None, taken: Container[int], warn: Callable[[st
         if kept not in taken and _is_free(host, kept):
             return kept
         warn(
-            f"another program has port {kept} of {host}, so this node takes a new one: links that"
-            " were printed before lead nowhere; print them anew with `p2pcloop seed` or `publish`"
+            tr(
+                "another program has port {kept} of {host}, so this node takes a new one: links"
+                " that were printed before lead nowhere; print them anew with `p2pcloop seed`"
+                " or `publish`",
+                kept=kept,
+                host=host,
+            )
         )
     for _ in range(_TRIES):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         if port not in taken and _is_free(host, port):
             return port
-    raise BusyError(f"no port of {host} is free", hint="set `listen` in config.toml")
+    raise BusyError(tr("no port of {host} is free", host=host), hint="set `listen` in config.toml")
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -106,7 +112,7 @@ def _load(path: Path) -> dict[str, dict[str, int]]:
         _log.warning("%s is not used: %s", path, err)
         return nothing
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(tr("cannot read {path}", path=path), err) from err
 
 
 def _read_rows(fields: Fields, kind: str, path: Path) -> dict[str, int]:

@@ -19,6 +19,7 @@ from p2pcloop.store.pins import load_pins
 from p2pcloop.store.profiles import forget_profile
 from p2pcloop.store.removed import is_removed, mark_removed
 from p2pcloop.store.usage import known_manifests
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.node import Node
@@ -42,11 +43,16 @@ async def remove(node: Node, call: Call) -> dict[str, Any]:
     async with node.room.collecting, node.records_lock:
         known = node.records.name(name)
         if strange := ids - {ref.id for ref in known.versions.values()}:
-            raise NotHereError(f"{name} has no manifest {min(strange).hex()} here")
+            raise NotHereError(
+                tr("{name} has no manifest {strange} here", name=name, strange=min(strange).hex())
+            )
         ours = name.key in await trio.to_thread.run_sync(our_keys, node.home.keys)
         if ours and not published:
             raise UsageError(
-                f"{name} was published from here: others may have it from nowhere else",
+                tr(
+                    "{name} was published from here: others may have it from nowhere else",
+                    name=name,
+                ),
                 hint=_WITHDRAWN_HINT if _is_withdrawn(node, known) else _PUBLISHED_HINT,
             )
         await trio.to_thread.run_sync(_check_unused, node.home, ids)
@@ -80,7 +86,7 @@ def _check_unused(home: Home, ids: set[bytes]) -> None:
     for path, below in overlaid_manifests(home):
         if ids & below:
             raise BusyError(
-                f"the overlay {path} lies on it, and cannot be read without it",
+                tr("the overlay {path} lies on it, and cannot be read without it", path=path),
                 hint="delete the overlay first, or export it: `p2pcloop export --overlay`",
             )
     if ids & load_pins(home).keys():

@@ -24,6 +24,7 @@ from p2pcloop.formats.seal import check_secret
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import fork_error
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.names.lookup import HISTORY_SECONDS, LookedUp, MirrorSource, RecordSource, look_up
@@ -92,7 +93,7 @@ def parse_target(ref: str) -> Target:
         return Target(Place(link.name), link)
     place = parse_place(ref)
     if place.base and not is_url(place.base) and not place.base.startswith("/"):
-        raise FormatError(f"the directory {place.base!r} is not absolute")
+        raise FormatError(tr("the directory {base!r} is not absolute", base=place.base))
     return Target(place)
 
 
@@ -129,7 +130,12 @@ class VersionFinder:
         version = newest.signed.manifest.version
         if at > version:
             raise NotHereError(
-                f"{name} has no version {at} yet: the newest that was found is {version}"
+                tr(
+                    "{name} has no version {at} yet: the newest that was found is {version}",
+                    name=name,
+                    at=at,
+                    version=version,
+                )
             )
         return newest if at in (0, version) else await self._go_back(newest, at)
 
@@ -205,7 +211,11 @@ class VersionFinder:
         manifest = signed.manifest
         if manifest.name != link.name:
             raise MismatchError(
-                f"the manifest that was asked for as {link.name} is that of {manifest.name}",
+                tr(
+                    "the manifest that was asked for as {link} is that of {manifest}",
+                    link=link.name,
+                    manifest=manifest.name,
+                ),
                 hint="the link was changed or put together wrongly: ask for a new one",
             )
         if link.secret is not None:
@@ -316,21 +326,30 @@ class VersionFinder:
                 found = await self._take(lead, before=manifest)
             if scope.cancelled_caught:
                 raise NotHereError(
-                    f"the version before version {manifest.version} of {manifest.name} did not"
-                    f" come within {HISTORY_SECONDS:.0f} s: no source that was asked has it"
+                    tr(
+                        "the version before version {version} of {manifest} did not come within"
+                        " {history_seconds:.0f} s: no source that was asked has it",
+                        version=manifest.version,
+                        manifest=manifest.name,
+                        history_seconds=HISTORY_SECONDS,
+                    )
                 )
         raise NotHereError(
-            f"{newest.lead.link.name} has no version {at} that is known: version"
-            f" {found.signed.manifest.version} names none before it"
+            tr(
+                "{link} has no version {at} that is known: version {version} names none before it",
+                link=newest.lead.link.name,
+                at=at,
+                version=found.signed.manifest.version,
+            )
         )
 
 
 def _not_found(place: Place, looked: LookedUp) -> NotHereError:
-    asked = "; ".join(looked.problems + looked.without) or "no source"
-    where = "another mirror" if place.base else "say where it is: URL/@key/label"
+    asked = "; ".join(looked.problems + looked.without) or tr("no source")
+    where = tr("another mirror") if place.base else tr("say where it is: URL/@key/label")
     return NotHereError(
-        f"{place.name} was not found; asked: {asked}",
-        hint=f"use the link of the image once, or {where}",
+        tr("{place} was not found; asked: {asked}", place=place.name, asked=asked),
+        hint=tr("use the link of the image once, or {where}", where=where),
     )
 
 

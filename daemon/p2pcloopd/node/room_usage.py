@@ -15,6 +15,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.provisional_log import FILE_NAME
 from p2pcloop.store.stamps import load_stamps
 from p2pcloop.store.usage import Keep, Usage, look_at_usage
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.holes import allocated, is_linked, needed
 from p2pcloopd.engine.disk.stored import Stored
 from p2pcloopd.engine.torrent import Torrent
@@ -50,7 +51,7 @@ def _use(
         records, provisional, changed = _beside(directory)
         empty = disk is None and not any(directory.glob("data/*"))
     except OSError as err:
-        raise storage_error(f"cannot look at {directory}", err) from err
+        raise storage_error(tr("cannot look at {path}", path=directory), err) from err
     keep = usage.keep.get(info_hash) or (Keep.READING if wanted else None)
     named = info_hash in usage.named
     settled = not named and time.time() - changed > GRACE_SECONDS

@@ -15,6 +15,7 @@ from p2pcloop.errors import UsageError
 from p2pcloop.formats.config import Config, load_config
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call, open_listener, passed_listener, serve_control
 from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.disk.seeding import OLD_PREFIX
@@ -93,7 +94,7 @@ async def _serve(
     async def perform(call: Call) -> dict[str, Any]:
         operation = OPERATIONS.get(call.op)
         if operation is None:
-            raise UsageError(f"p2pcloopd has no operation {call.op!r}")
+            raise UsageError(tr("p2pcloopd has no operation {op!r}", op=call.op))
         return await operation(node, call)
 
     with control as listener:

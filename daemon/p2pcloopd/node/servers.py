@@ -21,6 +21,7 @@ from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError, Unreacha
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.mirror import DispatchPath
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 from p2pcloopd.engine.fetch.health import Silence
 from p2pcloopd.engine.fetch.range_requests import Came, Dispatched
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
@@ -200,7 +201,7 @@ class LayerServers:
         """Ask a mirror for nothing of the layer any more."""
         if self.disputed:
             return  # what was asked for wrongly is no mirror's fault
-        error = MismatchError(f"{mirror.base} has wrong bytes of a layer")
+        error = MismatchError(tr("{base} has wrong bytes of a layer", base=mirror.base))
         mirror.on_failure(error, of_content=True)
         self.refused[mirror.base] = trio.current_time() + self.tuning.refused
         for known in (self.mirrors, self.web_seeds, self.whole):
@@ -215,17 +216,21 @@ class LayerServers:
     def faults(self) -> list[str]:
         """See `Servers.faults`; where nothing is wrong, who is awaited."""
         size = self.layer.index_length + self.layer.pack_length
-        told = [f"{base} (has wrong bytes of it)" for base in self.refused]
+        told = [tr("{base} (has wrong bytes of it)", base=base) for base in self.refused]
         for mirror in self.servers:
             error = (mirror.fault or "").removeprefix(mirror.base)
             if mirror.whole_only and size > MAX_WHOLE:
-                error += (
-                    f"; a layer of {format_size(size)} is not taken whole for a part of it (at most"
-                    f" {format_size(MAX_WHOLE)} are)"
+                error += tr(
+                    "; a layer of {size} is not taken whole for a part of it (at most {max_whole}"
+                    " are)",
+                    size=format_size(size),
+                    max_whole=format_size(MAX_WHOLE),
                 )
             if error:
                 told.append(f"{mirror.base} ({error})")
-        return told or [f"{mirror.base} (asked, and not all has come)" for mirror in self.servers]
+        return told or [
+            tr("{base} (asked, and not all has come)", base=mirror.base) for mirror in self.servers
+        ]
 
 
 class Layers:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from p2pcloop.errors import UsageError
+from p2pcloop.words import tr
 
 FIRST_FD = 3
 """The first descriptor that is passed (SD_LISTEN_FDS_START)."""
@@ -41,14 +42,16 @@ def take_passed_socket(
     environment.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or count in ("", "0"):
         return None
-    hint = f"its unit needs one ListenStream={control_socket}"
+    hint = tr("its unit needs one ListenStream={control_socket}", control_socket=control_socket)
     if count != "1":
-        raise UsageError(f"the service manager passes {count} sockets, not one", hint=hint)
+        raise UsageError(
+            tr("the service manager passes {count} sockets, not one", count=count), hint=hint
+        )
     try:
         passed = socket.socket(fileno=fd)
     except OSError as err:
         raise UsageError(
-            f"the service manager passes no socket: {err.strerror}", hint=hint
+            tr("the service manager passes no socket: {why}", why=err.strerror), hint=hint
         ) from err
     passed.set_inheritable(False)
     if passed.family != socket.AF_UNIX or passed.type != socket.SOCK_STREAM or not _listens(passed):
@@ -57,7 +60,9 @@ def take_passed_socket(
     bound = os.fsdecode(passed.getsockname())
     if Path(bound).resolve() != control_socket.resolve():
         passed.close()
-        raise UsageError(f"the socket that the service manager passes is {bound}", hint=hint)
+        raise UsageError(
+            tr("the socket that the service manager passes is {bound}", bound=bound), hint=hint
+        )
     return passed
 
 

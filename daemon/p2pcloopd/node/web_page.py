@@ -23,6 +23,7 @@ from trio.lowlevel import wait_readable
 from p2pcloop.client.interpreter import module_command
 from p2pcloop.errors import BusyError
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 from p2pcloopd.log_output import LogOutput
 from p2pcloopd.tasks import race, run_while
 
@@ -57,7 +58,7 @@ class WebPage:
                 listener.listen()
             except OSError as err:
                 listener.close()
-                raise BusyError(f"no port for the web page: {err.strerror}") from err
+                raise BusyError(tr("no port for the web page: {why}", why=err.strerror)) from err
             self._listener, self._token = listener, secrets.token_urlsafe(_TOKEN_BYTES)
         self._asked.set()  # the browser that is about to connect need not wait for the process
         return f"http://{HOST}:{self._port()}/{self._token}/"

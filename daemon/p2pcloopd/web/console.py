@@ -10,6 +10,7 @@ import trio
 from p2pcloop.errors import NotHereError, P2pcloopError
 from p2pcloop.store.guests import GuestFolder, find_guest
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 from p2pcloopd.control_client import ControlClient
 from p2pcloopd.web.http import Push
 from p2pcloopd.web.live import encode_event
@@ -41,7 +42,7 @@ async def follow_console(home: Home, name: str, push: Push) -> None:
         StorageError: the log of a guest that has ended cannot be read.
     """
     folder = GuestFolder(home, name)
-    client = ControlClient(folder.socket_path, f"the guest {name}")
+    client = ControlClient(folder.socket_path, tr("the guest {name}", name=name))
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(client.run)
@@ -82,8 +83,8 @@ async def type_at(home: Home, name: str, text: str) -> None:
     """
     folder = GuestFolder(home, find_guest(home, name).record.name)
     if not folder.socket_path.exists():
-        raise NotHereError(f"the guest {name} does not run")
-    client = ControlClient(folder.socket_path, f"the guest {name}")
+        raise NotHereError(tr("the guest {name} does not run", name=name))
+    client = ControlClient(folder.socket_path, tr("the guest {name}", name=name))
     async with trio.open_nursery() as nursery:
         await nursery.start(client.run)
         await client.call("console_input", data=text.encode())

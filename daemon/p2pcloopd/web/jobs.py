@@ -22,6 +22,7 @@ from p2pcloop.errors import BusyError, FormatError, StorageError
 from p2pcloop.formats.packing import Fields
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.tasks import Pulse
 
 MAX_RUNNING = 16
@@ -99,7 +100,10 @@ class Jobs:
         """
         words, typed = command_of(asked)
         if self.running >= MAX_RUNNING:
-            raise BusyError(f"{MAX_RUNNING} jobs run", hint="wait until one has ended")
+            raise BusyError(
+                tr("{max_running} jobs run", max_running=MAX_RUNNING),
+                hint="wait until one has ended",
+            )
         self._numbers += 1
         job = self._jobs[self._numbers] = Job(self._numbers, words, time.time())
         ended = [number for number, each in self._jobs.items() if each.code is not None]
@@ -114,7 +118,7 @@ class Jobs:
             await self._run_command(job, typed)
         except OSError as err:
             job.said, job.code = (
-                f"the command cannot be run: {err.strerror}",
+                tr("the command cannot be run: {why}", why=err.strerror),
                 StorageError.exit_code,
             )
         self.changed.notify()
@@ -164,7 +168,7 @@ def command_of(asked: Mapping[str, Any]) -> tuple[list[str], str]:
     Raises:
         FormatError: there is no such button, or its fields are wrong.
     """
-    fields = Fields(dict(asked), "a request of the page")
+    fields = Fields(dict(asked), tr("a request of the page"))
     make = _BUTTONS.get(fields.text("do", 20))
     if make is None:
         raise FormatError("the page has no such button")
@@ -177,7 +181,7 @@ def _word(fields: Fields, name: str) -> str:
     """A word that the user typed, never an option."""
     text = fields.text(name, _MAX_WORD).strip()
     if not text:
-        raise FormatError(f"`{name}` is empty")
+        raise FormatError(tr("`{name}` is empty", name=name))
     return text
 
 

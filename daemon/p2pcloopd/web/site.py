@@ -18,6 +18,7 @@ from p2pcloop.picture.svg import STYLE
 from p2pcloop.store.guests import find_guest
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
+from p2pcloop.words import tr
 from p2pcloopd.web.console import follow_console, type_at
 from p2pcloopd.web.http import Answer, Asked
 from p2pcloopd.web.images import image_facts
@@ -111,7 +112,7 @@ def _told(value: object) -> Answer:
 
 def _query(asked: Asked, name: str) -> str:
     if name not in asked.query:
-        raise FormatError(f"the address lacks `{name}`")
+        raise FormatError(tr("the address lacks `{name}`", name=name))
     return asked.query[name]
 
 
@@ -119,7 +120,7 @@ def _json(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as err:
-        raise FormatError(f"the request is no JSON: {err}") from err
+        raise FormatError(tr("the request is no JSON: {err}", err=err)) from err
     if not isinstance(value, dict):
         raise FormatError("the request is no map")
     return value

@@ -8,6 +8,7 @@ import trio
 
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.formats.link import format_peer
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.record import Peer
 
 LISTEN_SECONDS = 10
@@ -44,7 +45,12 @@ class Listening:
         if self._error is not None:
             raise self._error
         if len(self._ports) < len(self.wanted):
-            raise UsageError(f"cannot listen on {', '.join(map(format_peer, self.wanted))}")
+            raise UsageError(
+                tr(
+                    "cannot listen on {format_peer}",
+                    format_peer=", ".join(map(format_peer, self.wanted)),
+                )
+            )
 
     def on_bound(self, endpoint: Peer) -> None:
         """Note that a TCP socket listens."""

@@ -21,6 +21,7 @@ import trio
 from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.mirror import build_metainfo
+from p2pcloop.words import tr
 from p2pcloopd.engine.bt import nodelay
 from p2pcloopd.engine.bt.listening import Listening
 from p2pcloopd.engine.bt.session_end_game import EndGame
@@ -97,7 +98,9 @@ class Session:
             if lt.torrent_info(build_metainfo(info)).info_section() == info:
                 return lt.bdecode(info)
         except RuntimeError as err:
-            raise FormatError(f"the metadata of a torrent cannot be read: {err}") from err
+            raise FormatError(
+                tr("the metadata of a torrent cannot be read: {err}", err=err)
+            ) from err
         raise FormatError("the metadata of a torrent has something behind its end")
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -190,7 +193,11 @@ class Session:
             case lt.listen_failed_alert():
                 kind = BusyError if alert.error.value() == errno.EADDRINUSE else UsageError
                 where = format_peer((alert.address, alert.port))
-                message = f"cannot listen on {where}: {alert.error.message()}"
+                message = tr(
+                    "cannot listen on {where}: {message}",
+                    where=where,
+                    message=alert.error.message(),
+                )
                 self.listening.fail(kind(message, hint="choose another address or port"))
             case lt.alerts_dropped_alert():
                 log.warning("libtorrent's news were lost: every torrent is looked at again")

@@ -17,6 +17,7 @@ import libtorrent as lt
 import trio
 
 from p2pcloop.errors import UsageError
+from p2pcloop.words import tr
 from p2pcloopd.engine.bt.session import Session
 from p2pcloopd.engine.disk.record import Peer
 
@@ -86,7 +87,13 @@ class Dht:
             UsageError: the salt or the value is too long.
         """
         if len(salt) > MAX_SALT or len(value) > MAX_VALUE:
-            raise UsageError(f"the DHT takes {MAX_VALUE} bytes under {MAX_SALT}, not more")
+            raise UsageError(
+                tr(
+                    "the DHT takes {max_value} bytes under {max_salt}, not more",
+                    max_value=MAX_VALUE,
+                    max_salt=MAX_SALT,
+                )
+            )
         public_key = private_key.public_key().public_bytes_raw()
         with _waiting(self._puts, (public_key, salt)) as answer:
             with trio.move_on_after(PUT_SECONDS):

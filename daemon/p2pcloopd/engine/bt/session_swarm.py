@@ -18,6 +18,7 @@ from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.mirror import build_metainfo
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloop.store.in_place import HeldFile
+from p2pcloop.words import tr
 from p2pcloopd.engine.bt import nodelay
 from p2pcloopd.engine.bt.blame import Blame
 from p2pcloopd.engine.bt.session import CLOSE_SECONDS, Session
@@ -332,7 +333,9 @@ class SessionSwarm:
             case lt.read_piece_alert() if not alert.error.value():
                 self.torrent.fetcher.on_piece_read(alert.piece, alert.buffer)
             case lt.read_piece_alert() if _is_system(alert.error):
-                error = _storage_error(alert.error, f"cannot read piece {alert.piece}")
+                error = _storage_error(
+                    alert.error, tr("cannot read piece {piece}", piece=alert.piece)
+                )
                 self.torrent.saver.on_storage_error(error)
             case lt.read_piece_alert():
                 self.torrent.fetcher.on_read_failed(alert.piece)
@@ -350,7 +353,7 @@ class SessionSwarm:
             case lt.torrent_checked_alert():
                 self.torrent.fetcher.on_checked()
             case lt.file_error_alert():
-                error = _storage_error(alert.error, f"cannot use {alert.filename()}")
+                error = _storage_error(alert.error, tr("cannot use {path}", path=alert.filename()))
                 self.torrent.on_storage_error(error)
             case lt.torrent_removed_alert():
                 self._held = {}
@@ -373,7 +376,7 @@ class SessionSwarm:
 
     def _why(self, alert: lt.peer_disconnected_alert) -> str:
         if alert.ip[0] in self._without:
-            return "asked over HTTP, while others fetch the same"
+            return tr("asked over HTTP, while others fetch the same")
         return alert.error.message()
 
     def _check_metadata(self) -> None:
@@ -396,4 +399,6 @@ def _is_system(error: lt.error_code) -> bool:
 def _storage_error(error: lt.error_code, what: str) -> StorageError:
     if _is_system(error):
         return storage_error(what, OSError(error.value(), error.message()))
-    return StorageError(f"{what}: {error.message()}", errno=errno.EIO)
+    return StorageError(
+        tr("{what}: {message}", what=what, message=error.message()), errno=errno.EIO
+    )

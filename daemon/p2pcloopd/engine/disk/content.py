@@ -18,6 +18,7 @@ from p2pcloop.errors import FormatError, StorageError, storage_error
 from p2pcloop.parallel import ordered_map
 from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import HeldFile, Stamp
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
 
 _READ_SIZE = 1 << 20
@@ -196,7 +197,7 @@ class Content:
                 finally:
                     os.close(fd)
             except OSError as err:
-                raise storage_error(f"cannot sync {path}", err) from err
+                raise storage_error(tr("cannot sync {path}", path=path), err) from err
 
     def sync_names(self, top: Path) -> None:
         """Make the directories between `top` and the files durable."""
@@ -207,7 +208,7 @@ class Content:
             for directory in directories:
                 sync_directory(directory)
         except OSError as err:
-            raise storage_error(f"cannot sync {top}", err) from err
+            raise storage_error(tr("cannot sync {top}", top=top), err) from err
 
 
 @contextmanager
@@ -249,9 +250,13 @@ def _read_file(held: HeldFile | None, path: Path, offset: int, length: int) -> b
                     break
                 data += more
     except OSError as err:
-        raise storage_error(f"cannot read {held.path if held else path}", err) from err
+        raise storage_error(
+            tr("cannot read {path}", path=held.path if held else path), err
+        ) from err
     if len(data) < length:
-        raise StorageError(f"{path} is shorter than its torrent says", errno=errno.ENODATA)
+        raise StorageError(
+            tr("{path} is shorter than its torrent says", path=path), errno=errno.ENODATA
+        )
     return data
 
 
@@ -272,17 +277,19 @@ def scan(root: Path) -> TorrentLayout:
     try:
         entries = sorted(root.iterdir())
         if len(entries) != 1:
-            raise FormatError(f"{root} must hold exactly one file or directory to seed")
+            raise FormatError(
+                tr("{root} must hold exactly one file or directory to seed", root=root)
+            )
         top = entries[0]
         found = sorted(p for p in top.rglob("*") if not p.is_dir()) if top.is_dir() else [top]
         files = tuple(
             (PurePosixPath(path.relative_to(root)), path.stat().st_size) for path in found
         )
     except OSError as err:
-        raise storage_error(f"cannot look at {root}", err) from err
+        raise storage_error(tr("cannot look at {root}", root=root), err) from err
     total = sum(size for _, size in files)
     if not total:
-        raise FormatError(f"{top} is empty: there is nothing to seed")
+        raise FormatError(tr("{top} is empty: there is nothing to seed", top=top))
     return TorrentLayout(top.name, files, piece_length_for(total), total)
 
 

@@ -19,6 +19,7 @@ import msgpack
 
 from p2pcloop.errors import storage_error
 from p2pcloop.store.home import replace_file, sync_directory
+from p2pcloop.words import tr
 
 COPIES = "copies"
 """What the file is called."""
@@ -48,7 +49,7 @@ def load_copies(directory: Path) -> list[Places]:
     except FileNotFoundError:
         return []
     except OSError as err:
-        raise storage_error(f"cannot read {directory / COPIES}", err) from err
+        raise storage_error(tr("cannot read {path}", path=directory / COPIES), err) from err
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
         return []
 
@@ -80,7 +81,7 @@ def take_over(directory: Path, now: Places, copy: Places) -> None:
             fresh.replace(link)
             sync_directory(link.parent)
         except OSError as err:
-            raise storage_error(f"cannot make {link}", err) from err
+            raise storage_error(tr("cannot make {link}", link=link), err) from err
 
 
 def _save(directory: Path, copies: list[Places]) -> None:

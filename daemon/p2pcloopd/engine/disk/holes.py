@@ -13,6 +13,7 @@ from stat import S_ISREG
 
 from p2pcloop.errors import storage_error
 from p2pcloop.formats.holes import next_data, next_hole, punch_hole
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.content import Content
 from p2pcloopd.engine.disk.metainfo import TorrentLayout
 
@@ -64,14 +65,14 @@ def _data(path: Path) -> Iterator[tuple[int, int]]:
     except FileNotFoundError:
         return
     except OSError as err:
-        raise storage_error(f"cannot open {path}", err) from err
+        raise storage_error(tr("cannot open {path}", path=path), err) from err
     try:
         size, end = os.fstat(fd).st_size, 0
         while (offset := next_data(fd, end)) < size:
             end = next_hole(fd, offset)
             yield offset, end
     except OSError as err:
-        raise storage_error(f"cannot look for holes in {path}", err) from err
+        raise storage_error(tr("cannot look for holes in {path}", path=path), err) from err
     finally:
         os.close(fd)
 
@@ -120,7 +121,7 @@ def _own(content: Content) -> Iterator[os.stat_result]:
         except FileNotFoundError:
             continue
         except OSError as err:
-            raise storage_error(f"cannot look at {path}", err) from err
+            raise storage_error(tr("cannot look at {path}", path=path), err) from err
         if S_ISREG(status.st_mode):
             yield status
 
@@ -131,7 +132,7 @@ def _punch(path: Path, offset: int, length: int) -> None:
     except FileNotFoundError:
         return
     except OSError as err:
-        raise storage_error(f"cannot open {path}", err) from err
+        raise storage_error(tr("cannot open {path}", path=path), err) from err
     try:
         size = os.fstat(fd).st_size
         at_end = offset + length >= size
@@ -139,6 +140,6 @@ def _punch(path: Path, offset: int, length: int) -> None:
         if not punch_hole(fd, offset, length + _DISK_BLOCK * at_end) and at_end:
             os.ftruncate(fd, min(offset, size))
     except OSError as err:
-        raise storage_error(f"cannot give back room of {path}", err) from err
+        raise storage_error(tr("cannot give back room of {path}", path=path), err) from err
     finally:
         os.close(fd)

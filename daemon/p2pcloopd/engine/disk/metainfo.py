@@ -13,6 +13,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloop.units import MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 
 MIN_PIECE_LENGTH = 1 << 14
 """BitTorrent's own unit of request: smaller pieces would gain nothing."""
@@ -150,47 +151,70 @@ def parse_info(info: object) -> Metainfo:
         raise FormatError("the torrent's info is not a dictionary")
     name = _name(info.get(b"name"))
     if b"name.utf-8" in info:
-        raise FormatError(f"torrent {name}: it has a second name")
+        raise FormatError(tr("torrent {name}: it has a second name", name=name))
     files = _files(name, info)
     piece_length, hashes = info.get(b"piece length"), info.get(b"pieces")
     total = sum(size for _, size in files)
     if not isinstance(piece_length, int) or piece_length & (piece_length - 1):
-        raise FormatError(f"torrent {name}: the piece length is not a power of two")
+        raise FormatError(tr("torrent {name}: the piece length is not a power of two", name=name))
     if not MIN_PIECE_LENGTH <= piece_length <= MAX_PIECE_LENGTH:
-        raise FormatError(f"torrent {name}: pieces of {piece_length} bytes are not supported")
+        raise FormatError(
+            tr(
+                "torrent {name}: pieces of {piece_length} bytes are not supported",
+                name=name,
+                piece_length=piece_length,
+            )
+        )
     if not 0 < total <= MAX_IMAGE_SIZE:
-        raise FormatError(f"torrent {name}: {total} bytes of content are not supported")
+        raise FormatError(
+            tr("torrent {name}: {total} bytes of content are not supported", name=name, total=total)
+        )
     layout = TorrentLayout(name, files, piece_length, total)
     if layout.pieces > MAX_PIECES:
-        raise FormatError(f"torrent {name}: {layout.pieces} pieces are more than {MAX_PIECES}")
+        raise FormatError(
+            tr(
+                "torrent {name}: {pieces} pieces are more than {max_pieces}",
+                name=name,
+                pieces=layout.pieces,
+                max_pieces=MAX_PIECES,
+            )
+        )
     if not isinstance(hashes, bytes) or len(hashes) != layout.pieces * HASH_SIZE:
-        raise FormatError(f"torrent {name}: there is not one hash for each piece")
+        raise FormatError(tr("torrent {name}: there is not one hash for each piece", name=name))
     return Metainfo(layout, hashes)
 
 
 def _files(name: str, info: dict[object, object]) -> tuple[tuple[PurePosixPath, int], ...]:
     if b"meta version" in info or b"file tree" in info:
-        raise FormatError(f"torrent {name}: v2 and hybrid torrents are not supported")
+        raise FormatError(tr("torrent {name}: v2 and hybrid torrents are not supported", name=name))
     if b"files" not in info:
         return ((PurePosixPath(name), _length(info)),)
     entries = info[b"files"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_FILES:
-        raise FormatError(f"torrent {name}: it must have 1 to {MAX_FILES} files")
+        raise FormatError(
+            tr(
+                "torrent {name}: it must have 1 to {max_files} files",
+                name=name,
+                max_files=MAX_FILES,
+            )
+        )
     files = tuple(_file(name, entry) for entry in entries)
     taken = {PurePosixPath(str(path).casefold()) for path, _ in files}
     if len(taken) != len(files) or any(taken.intersection(path.parents) for path in taken):
-        raise FormatError(f"torrent {name}: two files have one name")
+        raise FormatError(tr("torrent {name}: two files have one name", name=name))
     return files
 
 
 def _file(name: str, entry: object) -> tuple[PurePosixPath, int]:
     if not isinstance(entry, dict):
-        raise FormatError(f"torrent {name}: a file is not a dictionary")
+        raise FormatError(tr("torrent {name}: a file is not a dictionary", name=name))
     parts = entry.get(b"path")
     if b"path.utf-8" in entry:
-        raise FormatError(f"torrent {name}: a file has a second path")
+        raise FormatError(tr("torrent {name}: a file has a second path", name=name))
     if not isinstance(parts, list) or not 1 <= len(parts) <= 8:
-        raise FormatError(f"torrent {name}: a file's path is not a list of 1 to 8 names")
+        raise FormatError(
+            tr("torrent {name}: a file's path is not a list of 1 to 8 names", name=name)
+        )
     return PurePosixPath(name, *(_name(part) for part in parts)), _length(entry)
 
 
@@ -204,11 +228,15 @@ def _length(entry: dict[object, object]) -> int:
 def _name(raw: object) -> str:
     """Check one component of a path: nothing outside ever names another local path."""
     if not isinstance(raw, bytes) or not 1 <= len(raw) <= MAX_NAME:
-        raise FormatError(f"a file name in the torrent is not 1 to {MAX_NAME} bytes")
+        raise FormatError(
+            tr("a file name in the torrent is not 1 to {max_name} bytes", max_name=MAX_NAME)
+        )
     try:
         name = raw.decode()
     except UnicodeDecodeError as err:
-        raise FormatError(f"a file name in the torrent is not UTF-8: {err}") from err
+        raise FormatError(tr("a file name in the torrent is not UTF-8: {err}", err=err)) from err
     if name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
-        raise FormatError(f"a file of the torrent has the name {name!r}, which is not accepted")
+        raise FormatError(
+            tr("a file of the torrent has the name {name!r}, which is not accepted", name=name)
+        )
     return name

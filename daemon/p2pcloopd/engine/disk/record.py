@@ -25,6 +25,7 @@ from p2pcloop.formats.mirror import build_metainfo, extract_info
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import replace_file, sync_directory
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.content import Content
 from p2pcloopd.engine.disk.metainfo import MAX_METADATA_SIZE, TorrentLayout
 
@@ -80,7 +81,7 @@ class Record:
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as err:
-            raise storage_error(f"cannot create {self.data}", err) from err
+            raise storage_error(tr("cannot create {data}", data=self.data), err) from err
 
     def load_torrent(self, info_hash: bytes) -> bytes | None:
         """The bencoded info dictionary if it is known and whole, or None."""
@@ -102,14 +103,14 @@ class Record:
         try:
             return int((self.directory / "torrent").stat().st_mtime)
         except OSError as err:
-            raise storage_error(f"cannot use {self.directory}", err) from err
+            raise storage_error(tr("cannot use {path}", path=self.directory), err) from err
 
     def freshen(self) -> None:
         """Let it count as new: what nothing names yet is about to be published once more."""
         try:
             os.utime(self.directory / "torrent")
         except OSError as err:
-            raise storage_error(f"cannot use {self.directory}", err) from err
+            raise storage_error(tr("cannot use {path}", path=self.directory), err) from err
 
     def load_sources(self) -> Sources:
         """What `save_sources` kept; nothing where that is damaged."""
@@ -161,7 +162,7 @@ class Record:
             sync_directory(self.directory)
             sync_directory(self.directory.parent)
         except OSError as err:
-            raise storage_error(f"cannot use {self.directory}", err) from err
+            raise storage_error(tr("cannot use {path}", path=self.directory), err) from err
 
     def mark_open(self) -> bool:
         """Note that the content may be written to, until `mark_closed`.
@@ -192,7 +193,7 @@ class Record:
         except FileNotFoundError:
             return None
         except OSError as err:
-            raise storage_error(f"cannot read {path}", err) from err
+            raise storage_error(tr("cannot read {path}", path=path), err) from err
 
 
 def _cut_off(layout: TorrentLayout, content: Content) -> list[int]:

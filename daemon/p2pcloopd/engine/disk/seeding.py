@@ -15,6 +15,7 @@ from p2pcloop.errors import BusyError, storage_error
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import save_stamps
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.content import Content, hash_pieces, scan
 from p2pcloopd.engine.disk.copies import COPIES
 from p2pcloopd.engine.disk.metainfo import bencode, info_dictionary, parse_info
@@ -47,7 +48,7 @@ def make_torrent(staging: Path, progress: Callable[[int, int], None]) -> bytes:
     if content.stamps() != before:
         files = ", ".join(str(path.readlink()) for path in content.foreign())
         raise BusyError(
-            f"{files} was written to while it was read",
+            tr("{files} was written to while it was read", files=files),
             hint="end what uses it, and try again",
         )
     content.sync()
@@ -81,7 +82,9 @@ def move_into_place(staging: Path, directory: Path) -> None:
         if old is not None:
             shutil.rmtree(old)
     except OSError as err:
-        raise storage_error(f"cannot move {staging} to {directory}", err) from err
+        raise storage_error(
+            tr("cannot move {staging} to {directory}", staging=staging, directory=directory), err
+        ) from err
 
 
 def remove_directory(directory: Path, tmp: Path) -> None:
@@ -96,7 +99,7 @@ def remove_directory(directory: Path, tmp: Path) -> None:
         sync_directory(directory.parent)
         shutil.rmtree(old)
     except OSError as err:
-        raise storage_error(f"cannot remove {directory}", err) from err
+        raise storage_error(tr("cannot remove {path}", path=directory), err) from err
 
 
 def discard(staging: Path) -> None:
@@ -108,4 +111,4 @@ def discard(staging: Path) -> None:
     try:
         shutil.rmtree(staging)
     except OSError as err:
-        raise storage_error(f"cannot remove {staging}", err) from err
+        raise storage_error(tr("cannot remove {staging}", staging=staging), err) from err

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from p2pcloop.errors import CorruptError, NotHereError, StorageError
 from p2pcloop.store.in_place import HeldFile, Stamp, load_stamps, save_stamps
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.content import Content, links
 from p2pcloopd.engine.disk.copies import MAX_COPIES, Places, load_copies, take_over
 from p2pcloopd.engine.disk.holes import give_back, written
@@ -199,7 +200,13 @@ class Stored:
         data = self.content.read(offset, length) if self.has(offset, length) else b""
         if len(data) == length and self.has(offset, length):
             return data
-        raise NotHereError(f"bytes {offset} to {offset + length} are not here any more")
+        raise NotHereError(
+            tr(
+                "bytes {offset} to {offset2} are not here any more",
+                offset=offset,
+                offset2=offset + length,
+            )
+        )
 
     def read_right(self, offset: int, length: int, *, now: bool = False) -> bytes | None:
         """The same for others: of pieces that were compared with their hashes just now.
@@ -231,7 +238,13 @@ class Stored:
         for piece in stale:
             at = piece * self.layout.piece_length - start
             if not self.is_right(piece, data[at : at + self.layout.piece_size(piece)]):
-                raise CorruptError(f"piece {piece} of {self.layout.name} is wrong on this disk")
+                raise CorruptError(
+                    tr(
+                        "piece {piece} of {layout} is wrong on this disk",
+                        piece=piece,
+                        layout=self.layout.name,
+                    )
+                )
         self._compared.update(dict.fromkeys(stale, time.monotonic()))
         return data[offset - start :][:length]
 
@@ -296,11 +309,19 @@ class Stored:
         match self.fault:
             case Fault.GONE:
                 return CorruptError(
-                    f"{files}, which is seeded from there, is gone: {self._why}", hint=again
+                    tr(
+                        "{files}, which is seeded from there, is gone: {why}",
+                        files=files,
+                        why=self._why,
+                    ),
+                    hint=again,
                 )
             case Fault.UNCHECKED:
                 return CorruptError(
-                    f"{files} is being compared with its hashes again", hint="try again"
+                    tr("{files} is being compared with its hashes again", files=files),
+                    hint="try again",
                 )
             case _:
-                return CorruptError(f"{files} changed since it was seeded", hint=again)
+                return CorruptError(
+                    tr("{files} changed since it was seeded", files=files), hint=again
+                )

@@ -14,6 +14,7 @@ import trio
 
 from p2pcloop.formats.link import format_peer
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.record import Peer, Sources
 from p2pcloopd.engine.fetch.health import Rate
 from p2pcloopd.engine.fetch.swarm import ServerStatistics, Swarm, Traffic
@@ -41,7 +42,7 @@ class PeerTried:
     error: str | None
 
     def __str__(self) -> str:
-        state = "connected" if self.connected else self.error or "no answer yet"
+        state = "connected" if self.connected else self.error or tr("no answer yet")
         return f"{self.address} ({state})"
 
 
@@ -211,7 +212,7 @@ class Peers:
     def on_banned(self, address: Peer) -> None:
         log.warning("peer %s sent wrong bytes and is dropped", format_peer(address))
         self.banned.add(address)
-        self._record(address, "sent wrong bytes and is not asked again")
+        self._record(address, tr("sent wrong bytes and is not asked again"))
 
     def on_unproven(self, address: Peer) -> None:
         """Have a peer that libtorrent banned asked again: the wrong bytes may be another's."""
@@ -363,7 +364,9 @@ class Peers:
         try:
             found = await trio.socket.getaddrinfo(*peer, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as err:
-            self._errors[peer] = f"the name is not known: {getattr(err, 'strerror', err)}"
+            self._errors[peer] = tr(
+                "the name is not known: {err}", err=getattr(err, "strerror", err)
+            )
             return
         finally:
             self._resolving.discard(peer)

@@ -19,6 +19,7 @@ import trio
 
 from p2pcloop.errors import NotHereError, P2pcloopError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.engine.fetch.health import Breaker, Silence
 from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.store import Store
@@ -320,7 +321,14 @@ class RangeRequests:
             with self._store.provisional.claim(offset, length):
                 came = await self.servers.get(offset, length, spread=spread)
             if len(came.data) != length:
-                raise NotHereError(f"{came.base} sent {len(came.data)} bytes and not {length}")
+                raise NotHereError(
+                    tr(
+                        "{base} sent {data_count} bytes and not {length}",
+                        base=came.base,
+                        data_count=len(came.data),
+                        length=length,
+                    )
+                )
             self.count(offset, came)
             found[offset] = came.data
             senders.append(came)
@@ -379,7 +387,7 @@ class RangeRequests:
                 del left[:size]
                 if not (store.is_coming(piece) or self._give(piece, data)):
                     came.refuse()
-                    raise NotHereError(f"{came.base} has wrong bytes")
+                    raise NotHereError(tr("{base} has wrong bytes", base=came.base))
                 await store.handed_fewer(max(1, self._tuning.whole_unsaved // size))
 
         try:

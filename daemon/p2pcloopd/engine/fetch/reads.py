@@ -17,6 +17,7 @@ from typing import Protocol, TypeVarTuple
 import trio
 
 from p2pcloop.errors import P2pcloopError, StorageError, UsageError
+from p2pcloop.words import tr
 from p2pcloopd.engine.disk.metainfo import TorrentLayout
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.fetcher import Fetcher
@@ -270,8 +271,14 @@ class Reads:
         layout = await self._owner.metadata()
         if not (offset >= 0 and 0 < length <= MAX_READ and offset + length <= layout.total_size):
             raise UsageError(
-                f"bytes {offset} to {offset + length} cannot be read: the torrent has"
-                f" {layout.total_size} bytes, a read at most {MAX_READ}"
+                tr(
+                    "bytes {offset} to {offset2} cannot be read: the torrent has {total_size}"
+                    " bytes, a read at most {max_read}",
+                    offset=offset,
+                    offset2=offset + length,
+                    total_size=layout.total_size,
+                    max_read=MAX_READ,
+                )
             )
         pieces = layout.pieces_of(offset, length)
         if heal:

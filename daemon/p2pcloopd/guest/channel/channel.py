@@ -30,6 +30,7 @@ from p2pcloop.protocol.agent import (
     encode_wake,
     new_mark,
 )
+from p2pcloop.words import tr
 from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
 
 MAX_COMMANDS = 8
@@ -325,7 +326,11 @@ class Channel:
             if self._running:
                 s = "" if self._running == 1 else "s"
                 raise BusyError(
-                    f"{self._running} command{s} of `exec`, `cp` or --session run in the guest",
+                    tr(
+                        "{running} command{s} of `exec`, `cp` or --session run in the guest",
+                        running=self._running,
+                        s=s,
+                    ),
                     hint="wait until it has ended, or end it",
                 )
             yield
@@ -358,7 +363,8 @@ class Channel:
             raise _shut_down()
         if self._running >= MAX_COMMANDS:
             raise BusyError(
-                f"{MAX_COMMANDS} commands run in the guest already", hint="wait until one has ended"
+                tr("{max_commands} commands run in the guest already", max_commands=MAX_COMMANDS),
+                hint="wait until one has ended",
             )
         command = GuestCommand(next(self._numbers), self._device, self._agent)
         self._running += 1
@@ -367,7 +373,10 @@ class Channel:
                 await command.begin(words, tools=tools)
             if starting.cancelled_caught:
                 raise GuestError(
-                    f"the guest did not start the command within {start_seconds:g} s",
+                    tr(
+                        "the guest did not start the command within {start_seconds:g} s",
+                        start_seconds=start_seconds,
+                    ),
                     hint="`p2pcloop ps` tells whether it waits for bytes of its image",
                 )
             yield command

@@ -13,6 +13,7 @@ from p2pcloop.client.guests import WAIT_SECONDS
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import GuestError, NotHereError
 from p2pcloop.store.guests import GuestFolder
+from p2pcloop.words import tr
 from p2pcloopd.control_client import ConnectionLostError, ControlClient
 
 _PATIENCE = 5.0
@@ -120,12 +121,18 @@ async def remote_command(
             with trio.move_on_after(_PATIENCE) as patience:
                 await command.wait_started()
             if patience.cancelled_caught:
-                notify(f"p2pcloop: waits for the guest {folder.name} ({wait} s at most)")
+                notify(
+                    tr(
+                        "p2pcloop: waits for the guest {folder} ({wait} s at most)",
+                        folder=folder.name,
+                        wait=wait,
+                    )
+                )
                 await command.wait_started()
             yield command
             nursery.cancel_scope.cancel()
     except* ConnectionLostError as lost:
         raise GuestError(
-            f"the guest {folder.name} has ended, and the command with it",
-            hint=f"`p2pcloop logs {folder.name}` shows what it printed",
+            tr("the guest {folder} has ended, and the command with it", folder=folder.name),
+            hint=tr("`p2pcloop logs {folder}` shows what it printed", folder=folder.name),
         ) from lost.exceptions[0]

@@ -28,6 +28,7 @@ from p2pcloop.errors import (
     StorageError,
     storage_error,
 )
+from p2pcloop.words import tr
 from p2pcloopd.guest.channel.tree import Unpacker, directories_below, pack_tree, read_file
 from p2pcloopd.guest.console.console import read_ready
 from p2pcloopd.guest.system.scripts import script
@@ -121,7 +122,9 @@ def _outgoing(source: str, leave_out: LeaveOut) -> tuple[list[str], AsyncGenerat
     try:
         found = path.stat()
     except OSError as err:
-        raise NotHereError(f"cannot copy {source}: {err.strerror}") from err
+        raise NotHereError(
+            tr("cannot copy {source}: {why}", source=source, why=err.strerror)
+        ) from err
     name = posixpath.basename(posixpath.normpath(path.absolute()))
     mode = f"{stat.S_IMODE(found.st_mode):o}"
     if stat.S_ISDIR(found.st_mode):
@@ -132,7 +135,7 @@ def _outgoing(source: str, leave_out: LeaveOut) -> tuple[list[str], AsyncGenerat
     if stat.S_ISREG(found.st_mode):
         size = found.st_size
         return ["file", name, mode, str(size)], _files(read_file(path, size))
-    raise MismatchError(f"{source} is neither a file nor a directory")
+    raise MismatchError(tr("{source} is neither a file nor a directory", source=source))
 
 
 def _padded_names(top: Path) -> bytes:
@@ -140,7 +143,7 @@ def _padded_names(top: Path) -> bytes:
     try:
         names = b"".join(os.fsencode(name) + b"\0" for name in directories_below(top))
     except OSError as err:
-        raise storage_error(f"cannot read {err.filename}", err) from err
+        raise storage_error(tr("cannot read {path}", path=err.filename), err) from err
     return names + bytes(-len(names) % _BLOCK)
 
 
@@ -154,7 +157,7 @@ async def _files(data: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
         for piece in data:
             yield piece
     except OSError as err:
-        raise storage_error(f"cannot read {err.filename}", err) from err
+        raise storage_error(tr("cannot read {path}", path=err.filename), err) from err
 
 
 async def _standard_input() -> AsyncGenerator[bytes, None]:
@@ -213,16 +216,22 @@ async def _finish(command: Command, take: Callable[[bytes], None]) -> tuple[int,
 def _raise(code: int, said: str, what: str) -> NoReturn:
     """Raise what a script in a guest has ended with."""
     if code == _NOT_THERE:
-        raise NotHereError(f"the guest cannot {what} it: {said}")
+        raise NotHereError(tr("the guest cannot {what} it: {said}", what=what, said=said))
     if code == _OTHER_KIND:
-        raise MismatchError(f"the guest cannot {what} it: {said}")
+        raise MismatchError(tr("the guest cannot {what} it: {said}", what=what, said=said))
     if os.strerror(errno.ENOSPC) in said:
         raise StorageError(
-            f"the guest has no room for it: {said}",
+            tr("the guest has no room for it: {said}", said=said),
             errno=errno.ENOSPC,
             hint="what had come by then is there",
         )
-    raise GuestError(f"the guest could not {what} all of it: {said or f'exit code {code}'}")
+    raise GuestError(
+        tr(
+            "the guest could not {what} all of it: {said}",
+            what=what,
+            said=said or tr("exit code {code}", code=code),
+        )
+    )
 
 
 class _Receiver:
@@ -284,7 +293,7 @@ class _Receiver:
         except OSError as err:
             target = "the standard output" if self._target == STANDARD_STREAM else self._target
             named = os.fsdecode(err.filename) if isinstance(err.filename, str | bytes) else target
-            raise storage_error(f"cannot write {named}", err) from err
+            raise storage_error(tr("cannot write {named}", named=named), err) from err
 
     def _begin(self, words: list[bytes]) -> None:
         match words:
@@ -303,9 +312,9 @@ class _Receiver:
         if path.is_dir():
             path /= self._name()
         elif self._target.endswith("/"):
-            raise NotHereError(f"there is no directory {self._target}")
+            raise NotHereError(tr("there is no directory {target}", target=self._target))
         if path.is_dir():
-            raise MismatchError(f"{path} is a directory, and cannot become a file")
+            raise MismatchError(tr("{path} is a directory, and cannot become a file", path=path))
         is_new = not os.path.lexists(path)
         self._file = open(path, "wb")  # noqa: SIM115  closed by `close`
         if is_new:
@@ -315,7 +324,7 @@ class _Receiver:
     def _open_directory(self) -> None:
         if self._target == STANDARD_STREAM:
             raise MismatchError(
-                f"{self._source} is a directory, which is no one stream of bytes",
+                tr("{source} is a directory, which is no one stream of bytes", source=self._source),
                 hint="in a guest that runs, `p2pcloop exec NAME -- tar -cf - -C PATH .` makes one"
                 " of it",
             )
@@ -327,9 +336,13 @@ class _Receiver:
             try:
                 path.mkdir(mode=0o700)
             except FileExistsError:
-                raise MismatchError(f"{path} is no directory, and cannot become one") from None
+                raise MismatchError(
+                    tr("{path} is no directory, and cannot become one", path=path)
+                ) from None
             except FileNotFoundError:
-                raise NotHereError(f"there is no directory {path.parent}") from None
+                raise NotHereError(
+                    tr("there is no directory {parent}", parent=path.parent)
+                ) from None
         self._unpacker = Unpacker(path, self._leave_out, is_new=is_new)
 
     def _name(self) -> str:

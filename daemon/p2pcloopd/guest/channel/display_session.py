@@ -8,6 +8,7 @@ import trio
 
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.channel.channel import Channel, GuestCommand, Output
 from p2pcloopd.guest.system.scripts import script
@@ -43,10 +44,10 @@ async def keep_session(channel: Channel, session: Session, say: Callable[[str], 
             await _run_once(channel, session, say)
         except GuestError as err:
             if channel.is_missing:
-                say(f"has no session: {err}")
+                say(tr("has no session: {err}", err=err))
                 return
         except P2pcloopError as err:
-            say(f"has no session: {err}")
+            say(tr("has no session: {err}", err=err))
         await channel.wait_gone()
 
 
@@ -61,8 +62,15 @@ async def _run_once(channel: Channel, session: Session, say: Callable[[str], Non
                 nursery.start_soon(output.read_output, command)
                 nursery.start_soon(output.read, command.stderr)
                 code = await command.finish()
-    said = f": {output.last_words}" if output.last_words else ", without a word"
-    say(f"has no session any more: `{session.command}` ended with exit status {code}{said}")
+    said = f": {output.last_words}" if output.last_words else tr(", without a word")
+    say(
+        tr(
+            "has no session any more: `{command}` ended with exit status {code}{said}",
+            command=session.command,
+            code=code,
+            said=said,
+        )
+    )
 
 
 class _Tail:
@@ -88,8 +96,19 @@ class _Tail:
         user, begun, rest = head.partition(b"\n")
         if begun:
             name = user.decode(errors="replace")
-            why = ", since it has no ordinary user" if name == "root" != self._session.user else ""
-            self._say(f"starts `{self._session.command}` as {name}{why}")
+            why = (
+                tr(", since it has no ordinary user")
+                if name == "root" != self._session.user
+                else ""
+            )
+            self._say(
+                tr(
+                    "starts `{command}` as {name}{why}",
+                    command=self._session.command,
+                    name=name,
+                    why=why,
+                )
+            )
         self._take(rest)
         await self.read(command.stdout)
 

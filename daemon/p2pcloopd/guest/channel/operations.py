@@ -11,6 +11,7 @@ from p2pcloop.client.guests import MAX_WAIT_SECONDS
 from p2pcloop.errors import FormatError, GuestError, NotHereError
 from p2pcloop.formats.packing import Fields
 from p2pcloop.protocol.agent import MAX_WORDS
+from p2pcloop.words import tr
 from p2pcloopd.control_server import Call
 from p2pcloopd.guest.channel.channel import START_SECONDS, Channel, GuestCommand, Output
 
@@ -56,7 +57,7 @@ class Commands:
                 fields.end()
                 command.signal(signal.Signals(number))
                 return {}
-        raise FormatError(f"a guest knows no operation `{call.op[:64]}`")
+        raise FormatError(tr("a guest knows no operation `{op}`", op=call.op[:64]))
 
     async def _run(self, call: Call, fields: Fields) -> dict[str, Any]:
         words = [_word(word) for word in fields.items("command", MAX_WORDS)]
@@ -67,7 +68,7 @@ class Commands:
             await self._channel.wait_open()
         if waiting.cancelled_caught:
             raise GuestError(
-                f"the guest does not take commands yet, after {seconds} s",
+                tr("the guest does not take commands yet, after {seconds} s", seconds=seconds),
                 hint="`p2pcloop logs` and `p2pcloop ps` tell how far its boot is",
             )
         starting = self._channel.command(
@@ -87,7 +88,7 @@ class Commands:
     def _find(self, fields: Fields) -> GuestCommand:
         number = fields.integer("exec", 1, _MAX_NUMBER)
         if number not in self._running:
-            raise NotHereError(f"no command {number} runs in this guest")
+            raise NotHereError(tr("no command {number} runs in this guest", number=number))
         return self._running[number]
 
 

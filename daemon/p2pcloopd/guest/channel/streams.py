@@ -11,6 +11,7 @@ import trio
 from p2pcloop.client.guests import WAIT_SECONDS
 from p2pcloop.errors import StorageError, storage_error
 from p2pcloop.store.guests import GuestFolder
+from p2pcloop.words import tr
 from p2pcloopd.control_client import ConnectionLostError
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.channel.client import RemoteCommand, remote_command
@@ -18,7 +19,7 @@ from p2pcloopd.guest.console.console import Sink, read_ready
 from p2pcloopd.guest.console.signals import counted_signals
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
-_NAMES = {_STDOUT: "standard output", _STDERR: "standard error"}
+_NAMES = {_STDOUT: tr("standard output"), _STDERR: tr("standard error")}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INPUT_SIZE = 1 << 16
 
@@ -119,7 +120,9 @@ class _Streams:
             while sink.is_open and (data := await command.read(error=error)):
                 await sink.write(data)
         except OSError as err:  # a full disk, say
-            self.refused = storage_error(f"cannot write the command's {_NAMES[fd]}", err)
+            self.refused = storage_error(
+                tr("cannot write the command's {names}", names=_NAMES[fd]), err
+            )
             await command.close_output(error=error)
         finally:
             sink.close()

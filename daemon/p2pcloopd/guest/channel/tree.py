@@ -17,6 +17,7 @@ from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.tar import Kind, Member, TarReader
+from p2pcloop.words import tr
 
 _CHUNK = 1 << 16
 _PERMISSIONS = 0o777
@@ -59,7 +60,7 @@ def pack_tree(top: Path, leave_out: Callable[[str], None]) -> Iterator[bytes]:
             elif stat.S_ISREG(mode):
                 yield from _pack_file(path, top)
             else:
-                leave_out(f"{path}: it is no file, directory or link")
+                leave_out(tr("{path}: it is no file, directory or link", path=path))
     yield _END
 
 
@@ -93,7 +94,7 @@ def read_file(path: Path, size: int) -> Iterator[bytes]:
             data = file.read(min(size, _CHUNK))
             if not data:
                 raise MismatchError(
-                    f"{path} became shorter while it was copied", hint="copy it again"
+                    tr("{path} became shorter while it was copied", path=path), hint="copy it again"
                 )
             size -= len(data)
             yield data
@@ -194,11 +195,13 @@ class Unpacker:
     def _make(self, member: Member, parts: tuple[bytes, ...], folder: int) -> None:
         name = parts[-1]
         if member.kind not in (Kind.FILE, Kind.SYMLINK, Kind.HARD_LINK):
-            self._leave_out(f"{_shown(parts)}: it is a device or a pipe")
+            self._leave_out(tr("{parts}: it is a device or a pipe", parts=_shown(parts)))
             return
         source = _parts(member.link) if member.kind is Kind.HARD_LINK else ()
         if member.kind is Kind.HARD_LINK and source not in self._made:
-            raise FormatError(f"a tar file links {_shown(parts)} to what is not in it")
+            raise FormatError(
+                tr("a tar file links {parts} to what is not in it", parts=_shown(parts))
+            )
         if source == parts:
             return
         with suppress(FileNotFoundError):
@@ -257,7 +260,7 @@ class Unpacker:
                 except OSError as err:
                     if err.errno in (errno.ENOTDIR, errno.ELOOP):
                         raise FileExistsError(
-                            errno.EEXIST, "it is no directory", _shown(parts[: depth + 1])
+                            errno.EEXIST, tr("it is no directory"), _shown(parts[: depth + 1])
                         ) from err
                     raise
                 os.close(here)
@@ -275,9 +278,14 @@ def _set_time(fd: int, member: Member) -> None:
 def _parts(name: bytes) -> tuple[bytes, ...]:
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
     if b".." in parts or name.startswith(b"/"):
-        raise FormatError(f"a tar file of the guest would write to {name[:200]!r}")
+        raise FormatError(tr("a tar file of the guest would write to {name!r}", name=name[:200]))
     if len(parts) > _MAX_DEPTH:
-        raise FormatError(f"a tar file of the guest has {len(parts)} directories in each other")
+        raise FormatError(
+            tr(
+                "a tar file of the guest has {parts_count} directories in each other",
+                parts_count=len(parts),
+            )
+        )
     return parts
 
 

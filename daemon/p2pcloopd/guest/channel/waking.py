@@ -22,6 +22,7 @@ import trio
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import format_duration
+from p2pcloop.words import tr
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.system.addresses import Addresses
@@ -36,7 +37,7 @@ ANSWER_SECONDS = 180.0
 _SEED_SIZE = 64
 _MAX_COUNT = 1 << 40
 
-_LEFT = (
+_LEFT = tr(
     "set its clock (`date -s`), and renew its network's addresses; keys and tokens that it made"
     " before are those of everybody who resumes this state"
 )
@@ -117,19 +118,31 @@ async def wake_up(
         clock: seconds of Unix time.
     """
     ago = format_duration(max(0.0, clock() - waking.suspended))
-    goes_on = f"goes on where it was suspended {ago} ago"
+    goes_on = tr("goes on where it was suspended {ago} ago", ago=ago)
     if channel.is_missing:
-        say(f"{goes_on}. It has no agent of p2pcloop: {_LEFT}")
+        say(tr("{goes_on}. It has no agent of p2pcloop: {left}", goes_on=goes_on, left=_LEFT))
         return
     try:
         with trio.move_on_after(PATIENCE) as waiting:
             await channel.wait_open()
         if waiting.cancelled_caught:
-            say(f"{goes_on}. Its agent has not answered yet: until it does, its clock is wrong")
+            say(
+                tr(
+                    "{goes_on}. Its agent has not answered yet: until it does, its clock is wrong",
+                    goes_on=goes_on,
+                )
+            )
             await channel.wait_open()
         woken = await _run(channel, waking, clock)
     except P2pcloopError as err:
-        say(f"{goes_on}, and could not be woken ({err}): {_LEFT}")
+        say(
+            tr(
+                "{goes_on}, and could not be woken ({err}): {left}",
+                goes_on=goes_on,
+                err=err,
+                left=_LEFT,
+            )
+        )
         return
     for sentence in _told(goes_on, woken):
         say(sentence)
@@ -137,15 +150,24 @@ async def wake_up(
 
 def _told(goes_on: str, woken: Woken) -> list[str]:
     if woken.behind is None:
-        return [f"{goes_on}, and its agent did not do all: {_LEFT}"]
-    told = [f"{goes_on}; its clock was set"]
+        return [tr("{goes_on}, and its agent did not do all: {left}", goes_on=goes_on, left=_LEFT)]
+    told = [tr("{goes_on}; its clock was set", goes_on=goes_on)]
     if woken.connections:
         s = "" if woken.connections == 1 else "s"
-        told.append(f"has {woken.connections} TCP connection{s} of before, which lead nowhere now")
+        told.append(
+            tr(
+                "has {connections} TCP connection{s} of before, which lead nowhere now",
+                connections=woken.connections,
+                s=s,
+            )
+        )
     if not woken.reseeds:
         told.append(
-            "has a kernel that does not know that it was resumed (no vmgenid: Linux 5.18 has it):"
-            " for up to a minute its random numbers may be those of others who resume this state"
+            tr(
+                "has a kernel that does not know that it was resumed (no vmgenid: Linux 5.18 has"
+                " it): for up to a minute its random numbers may be those of others who resume"
+                " this state"
+            )
         )
     return told
 
@@ -156,7 +178,12 @@ async def _run(channel: Channel, waking: Waking, clock: Callable[[], float]) -> 
     with trio.move_on_after(ANSWER_SECONDS) as answering:
         said = await channel.tell_woken(lambda: int(clock()), 1, seed, waking.host_name)
     if answering.cancelled_caught:  # one of before may not know the word
-        raise GuestError(f"its agent has not answered within {ANSWER_SECONDS:g} s")
+        raise GuestError(
+            tr(
+                "its agent has not answered within {answer_seconds:g} s",
+                answer_seconds=ANSWER_SECONDS,
+            )
+        )
     with plain_errors():
         async with trio.open_nursery() as nursery:
             if waking.card is not None:

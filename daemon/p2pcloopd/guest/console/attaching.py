@@ -13,6 +13,7 @@ from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.invocation import is_quiet
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.store.guests import GuestFolder
+from p2pcloop.words import tr
 from p2pcloopd.control_client import ConnectionLostError, ControlClient
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.console.console import Sink, guest_keys, is_our_terminal
@@ -44,7 +45,7 @@ def attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int]:
 
 
 async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int]:
-    client = ControlClient(folder.socket_path, f"the guest {folder.name}")
+    client = ControlClient(folder.socket_path, tr("the guest {folder}", folder=folder.name))
     is_terminal = is_our_terminal(_STDIN)
     with plain_errors(), ExitStack() as stack:
         # Given back last: no signal may end this process while the terminal is the guest's.
@@ -61,8 +62,11 @@ async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int
                 await nursery.start(client.run)
             except ConnectionLostError as lost:
                 raise GuestError(
-                    f"the guest {folder.name} does not answer: {lost}",
-                    hint=f"it may have ended: `p2pcloop logs {folder.name}` shows what it printed",
+                    tr("the guest {folder} does not answer: {lost}", folder=folder.name, lost=lost),
+                    hint=tr(
+                        "it may have ended: `p2pcloop logs {folder}` shows what it printed",
+                        folder=folder.name,
+                    ),
                 ) from lost
             terminal.is_connected = True
             if is_terminal:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+from p2pcloop.words import tr
+
 Command = Literal["help", "shutdown", "kill", "send", "leave"]
 
 ESCAPE = 0x1D
@@ -32,30 +34,32 @@ ATTACHED: dict[int, Command] = {
 }
 """The keys behind the escape at the terminal of `attach`."""
 
-BRIEF = "all keys go to the guest; Ctrl-] is the escape: Ctrl-] ? tells more, Ctrl-] s shuts down"
+BRIEF = tr(
+    "all keys go to the guest; Ctrl-] is the escape: Ctrl-] ? tells more, Ctrl-] s shuts down"
+)
 
-HELP = """\
+HELP = tr("""\
 Ctrl-] s       shut the guest down in order; again: end it
 Ctrl-] K       end it at once, as pulling the plug does
 Ctrl-] i       type what is held back until the guest shows a prompt
 Ctrl-] Ctrl-]  send Ctrl-] to the guest
-Ctrl-] ?       this help"""
+Ctrl-] ?       this help""")
 
-NOT_LEFT = """\
+NOT_LEFT = tr("""\
 p2pcloop: this command runs the guest, so the guest ends with it: it cannot be left
-  `p2pcloop boot --detach` runs one that `attach` leaves; Ctrl-] s shuts this one down"""
+  `p2pcloop boot --detach` runs one that `attach` leaves; Ctrl-] s shuts this one down""")
 
-ATTACHED_BRIEF = (
+ATTACHED_BRIEF = tr(
     "all keys go to the guest; Ctrl-] is the escape: Ctrl-] d leaves it, Ctrl-] ? tells more"
 )
 
-ATTACHED_HELP = """\
+ATTACHED_HELP = tr("""\
 Ctrl-] d       leave the guest, which runs on
 Ctrl-] s       shut the guest down in order; again: end it
 Ctrl-] K       end it at once, as pulling the plug does
 Ctrl-] i       type what is held back until the guest shows a prompt
 Ctrl-] Ctrl-]  send Ctrl-] to the guest
-Ctrl-] ?       this help"""
+Ctrl-] ?       this help""")
 
 
 class EscapeFilter:

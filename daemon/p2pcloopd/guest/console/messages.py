@@ -6,11 +6,12 @@ import sys
 from contextlib import suppress
 
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 
 def say(done: str) -> None:
     """Tell the user what the guest has done; `done` is a sentence without its subject."""
-    report(f"p2pcloop: the guest {printable(done)}")
+    report(tr("p2pcloop: the guest {done}", done=printable(done)))
 
 
 def report(text: str) -> None:

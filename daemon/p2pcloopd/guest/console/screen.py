@@ -10,6 +10,7 @@ import trio
 
 from p2pcloop.errors import storage_error
 from p2pcloop.store.guests import MAX_LOG
+from p2pcloop.words import tr
 
 KEPT = 1 << 18
 """Bytes that a follower may lag behind before it loses some."""
@@ -86,7 +87,7 @@ class Log:
         try:
             self.fd = os.open(path, flags, 0o600)
         except OSError as err:
-            raise storage_error(f"cannot write {path}", err) from err
+            raise storage_error(tr("cannot write {path}", path=path), err) from err
 
     def write(self, data: bytes) -> None:
         """Append.

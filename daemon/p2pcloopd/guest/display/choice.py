@@ -16,6 +16,7 @@ from typing import Literal
 
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.guest.network import frame_filter
 
 LOOPBACK = "127.0.0.1"
@@ -56,21 +57,28 @@ def parse_display(text: str) -> DisplayChoice:
     match = _FORM.fullmatch(text)
     if match is None:
         raise UsageError(
-            f"--display {text!r} is none of window, vnc, vnc:PORT, vnc:ADDRESS:PORT, web, web:PORT"
-            " and none",
+            tr(
+                "--display {text!r} is none of window, vnc, vnc:PORT, vnc:ADDRESS:PORT, web,"
+                " web:PORT and none",
+                text=text,
+            ),
             hint="for example vnc:5901; ADDRESS is IPv4",
         )
     address = match["address"] or LOOPBACK
     try:
         socket.inet_pton(socket.AF_INET, address)
     except OSError as err:
-        raise UsageError(f"--display {text!r} has no IPv4 address before its port") from err
+        raise UsageError(
+            tr("--display {text!r} has no IPv4 address before its port", text=text)
+        ) from err
     return DisplayChoice("vnc", address, _to_port(text, match["port"]))
 
 
 def _to_port(text: str, port: str | None) -> int:
     if port is not None and not 0 < int(port) < 1 << 16:
-        raise UsageError(f"--display {text!r} has a port that is not within 1 to 65535")
+        raise UsageError(
+            tr("--display {text!r} has a port that is not within 1 to 65535", text=text)
+        )
     return int(port or 0)
 
 
@@ -84,8 +92,12 @@ def parse_geometry(text: str) -> tuple[int, int]:
     sides = (int(match[1]), int(match[2])) if match else (0, 0)
     if not all(_MIN_SIDE <= side <= _MAX_SIDE for side in sides):
         raise UsageError(
-            f"--geometry {text!r} is no size of a screen",
-            hint=f"give WIDTHxHEIGHT, as 1280x800; each {_MIN_SIDE} to {_MAX_SIDE}",
+            tr("--geometry {text!r} is no size of a screen", text=text),
+            hint=tr(
+                "give WIDTHxHEIGHT, as 1280x800; each {min_side} to {max_side}",
+                min_side=_MIN_SIDE,
+                max_side=_MAX_SIDE,
+            ),
         )
     return sides
 
@@ -143,14 +155,16 @@ def _listener(choice: DisplayChoice, usual: Iterable[int]) -> socket.socket:
 
 
 def _refused(choice: DisplayChoice, err: OSError) -> P2pcloopError:
-    what = f"the display cannot have port {choice.port} of {choice.address}"
+    what = tr(
+        "the display cannot have port {port} of {address}", port=choice.port, address=choice.address
+    )
     if err.errno == errno.EADDRINUSE:
         return BusyError(
-            f"{what}: it is in use",
+            tr("{what}: it is in use", what=what),
             hint="leave the port out for a free one; `ss -lntp` lists who has it",
         )
     if err.errno == errno.EACCES:
-        return UsageError(f"{what}: only root may open ports below 1024")
+        return UsageError(tr("{what}: only root may open ports below 1024", what=what))
     if err.errno == errno.EADDRNOTAVAIL:
-        return UsageError(f"{what}: this machine does not have that address")
-    return GuestError(f"{what}: {os.strerror(err.errno or 0)}")
+        return UsageError(tr("{what}: this machine does not have that address", what=what))
+    return GuestError(tr("{what}: {why}", what=what, why=os.strerror(err.errno or 0)))

@@ -17,6 +17,7 @@ from pathlib import Path
 from p2pcloop.errors import GuestError
 from p2pcloop.frozen import dataclass
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.guest.display.access import COOKIE_NAME
 
 _NAME = re.compile(r"(?:unix/?)?(?P<host>[^:/]*):(?P<number>\d{1,5})(?:\.\d+)?", re.ASCII)
@@ -25,7 +26,9 @@ _SECONDS = 10.0
 _LOCAL, _ANY_HOST = 256, 0xFFFF
 _MAX_AUTHORITY = 1 << 20
 _SUCCESS = 1
-_HINT = "run it in a terminal of your desktop, or with `ssh -X`; `--display vnc` needs no X display"
+_HINT = tr(
+    "run it in a terminal of your desktop, or with `ssh -X`; `--display vnc` needs no X display"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,8 @@ def find_host_display(environment: Mapping[str, str] = os.environ) -> HostDispla
     name = environment.get("DISPLAY", "")
     match = _NAME.fullmatch(name)
     if match is None:
-        what = f"DISPLAY is {printable(name)!r}" if name else "DISPLAY is not set"
-        raise GuestError(f"there is no X display for the window: {what}", hint=_HINT)
+        what = tr("DISPLAY is {name!r}", name=printable(name)) if name else tr("DISPLAY is not set")
+        raise GuestError(tr("there is no X display for the window: {what}", what=what), hint=_HINT)
     number = int(match["number"])
     cookie = _find_cookie(environment, match["host"], number)
     refused = ""
@@ -68,7 +71,10 @@ def find_host_display(environment: Mapping[str, str] = os.environ) -> HostDispla
             return HostDisplay(name, address, cookie, width, height)
         except (OSError, struct.error) as err:
             refused = getattr(err, "strerror", None) or str(err)
-    raise GuestError(f"the X display {name} cannot be used: {printable(refused)}", hint=_HINT)
+    raise GuestError(
+        tr("the X display {name} cannot be used: {refused}", name=name, refused=printable(refused)),
+        hint=_HINT,
+    )
 
 
 def _addresses(host: str, number: int) -> list[tuple[str, int] | str]:
@@ -104,7 +110,9 @@ def _greet(sock: socket.socket, cookie: bytes | None) -> tuple[int, int]:
     status, said, size = struct.unpack("<BBxxxxH", _read(sock, 8))
     body = _read(sock, 4 * size)
     if status != _SUCCESS:
-        raise PermissionError(f"it refused us: {body[:said].decode(errors='replace').strip()}")
+        raise PermissionError(
+            tr("it refused us: {body}", body=body[:said].decode(errors="replace").strip())
+        )
     vendor, formats = struct.unpack_from("<16xHxxxB", body)
     width, height = struct.unpack_from("<20xHH", body, 32 + (vendor + 3) // 4 * 4 + 8 * formats)
     return width, height

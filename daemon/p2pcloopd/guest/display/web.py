@@ -19,6 +19,7 @@ import trio
 
 from p2pcloop.errors import FormatError, NeedsPackageError
 from p2pcloop.protocol import websocket
+from p2pcloop.words import tr
 from p2pcloopd.entry import plain_errors
 
 PAGES = Path("/usr/share/novnc")
@@ -46,7 +47,7 @@ def page_files(root: Path = PAGES) -> dict[str, Path]:
     files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
     if _PAGE not in files:
         raise NeedsPackageError(
-            f"noVNC is not installed: there is no {root / _PAGE}",
+            tr("noVNC is not installed: there is no {root}", root=root / _PAGE),
             hint="apt-get install novnc, or take `--display vnc`",
         )
     return files

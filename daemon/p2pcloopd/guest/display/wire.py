@@ -23,6 +23,7 @@ import trio
 from p2pcloop.errors import GuestError
 from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.display.relay import relay
 from p2pcloopd.guest.display.servers import OUTER_SOCKET, XServer, find_server
@@ -113,8 +114,14 @@ async def _serve(display: Display, wire: socket.socket, say: Callable[[str], Non
                 code = await process.wait()
     said = f": {printable(native.last_words)}" if native.tail else ""
     if not is_ready:
-        raise GuestError(f"the X server of the guest's display does not start{said}")
-    say(f"has no display any more: its X server ended (exit status {code}){said}")
+        raise GuestError(tr("the X server of the guest's display does not start{said}", said=said))
+    say(
+        tr(
+            "has no display any more: its X server ended (exit status {code}){said}",
+            code=code,
+            said=said,
+        )
+    )
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ import trio
 
 from p2pcloop.errors import GuestError
 from p2pcloop.protocol.qmp import MachineEvent
+from p2pcloop.words import tr
 from p2pcloopd.guest.machine.qmp_client import Qmp
 
 MAX_DEVICE_STATE = 64 << 20
@@ -62,10 +63,10 @@ class DeviceStates:
             finally:
                 os.close(write_end)
             try:
-                with _limited("to save its devices"):
+                with _limited(tr("to save its devices")):
                     await self._qmp.execute("migrate", {"uri": f"fd:{_NAME}"})
                     state = await _read(stream)
-                    await self._finish("save its devices")
+                    await self._finish(tr("save its devices"))
             except BaseException:
                 await self._give_up()
                 raise
@@ -83,9 +84,9 @@ class DeviceStates:
             await self._qmp.execute("getfd", {"fdname": _NAME}, file)
         finally:
             os.close(file)
-        with _limited("to load the state of its devices"):
+        with _limited(tr("to load the state of its devices")):
             await self._qmp.execute("migrate-incoming", {"uri": f"fd:{_NAME}"})
-            await self._finish("load the state of its devices")
+            await self._finish(tr("load the state of its devices"))
 
     async def _prepare(self) -> None:
         wanted = [{"capability": name, "state": True} for name in _CAPABILITIES]
@@ -107,11 +108,11 @@ class DeviceStates:
                 await self._changed.wait()
             nursery.cancel_scope.cancel()
         if self._qmp.ended.is_set():
-            raise GuestError(f"QEMU has ended: it was to {what}")
+            raise GuestError(tr("QEMU has ended: it was to {what}", what=what))
         if self._status != "completed":
             told: Mapping[str, Any] = await self._qmp.execute("query-migrate")
             why = told.get("error-desc", self._status)
-            raise GuestError(f"QEMU does not {what}: {why}")
+            raise GuestError(tr("QEMU does not {what}: {why}", what=what, why=why))
 
     async def _give_up(self) -> None:
         """Return once QEMU sends no more: before that it lets no guest go on."""
@@ -138,7 +139,9 @@ def _limited(what: str) -> Iterator[None]:
     with trio.move_on_after(_SECONDS) as limit:
         yield
     if limit.cancelled_caught:
-        raise GuestError(f"QEMU takes longer than {_SECONDS:g} s {what}")
+        raise GuestError(
+            tr("QEMU takes longer than {seconds:g} s {what}", seconds=_SECONDS, what=what)
+        )
 
 
 def _file_of(state: bytes) -> int:
@@ -157,7 +160,10 @@ async def _read(stream: trio.lowlevel.FdStream) -> bytes:
         state += part
         if len(state) > MAX_DEVICE_STATE:
             raise GuestError(
-                f"QEMU's devices have more than {MAX_DEVICE_STATE >> 20} MiB of state: this guest"
-                " cannot be suspended"
+                tr(
+                    "QEMU's devices have more than {max_device_state} MiB of state: this guest"
+                    " cannot be suspended",
+                    max_device_state=MAX_DEVICE_STATE >> 20,
+                )
             )
     return bytes(state)

@@ -20,6 +20,7 @@ from p2pcloop.formats.machine_state import MachineState, Network
 from p2pcloop.frozen import dataclass
 from p2pcloop.text import printable
 from p2pcloop.units import format_size
+from p2pcloop.words import tr
 from p2pcloopd.guest.machine import kvm
 from p2pcloopd.guest.machine.firmware import BIOS_FILE, find_uefi
 from p2pcloopd.guest.machine.qemu_command import (
@@ -52,7 +53,7 @@ _KERNEL_ROMS: Mapping[KernelForm, str] = {
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 _SECONDS = 20.0
-_NOT_ASKED = "it was not asked for"
+_NOT_ASKED = tr("it was not asked for")
 
 PortPlace = tuple[int, str]
 """A port's number, and its name or ""."""
@@ -215,10 +216,18 @@ def shape_of(machine: MachineState) -> Shape:
     )
     if machine.type != MACHINE or _device_words(_pc_of(shape), ports or ()) != machine.devices:
         raise MismatchError(
-            f"the guest's machine ({machine.type}) is none that this p2pcloop makes",
+            tr("the guest's machine ({type}) is none that this p2pcloop makes", type=machine.type),
             hint="the p2pcloop that suspended it, or a newer one, resumes it",
         )
     return shape
+
+
+def _too_much_memory(needed: int, here: int) -> str:
+    return tr(
+        "it has {needed} of memory, and this machine has {here}",
+        needed=format_size(needed),
+        here=format_size(here),
+    )
 
 
 def differences(machine: MachineState, host: Host) -> list[Difference]:
@@ -231,31 +240,36 @@ def differences(machine: MachineState, host: Host) -> list[Difference]:
     found = []
     if machine.accelerator == "kvm":
         found += _kvm_differences(host)
-    if not found and machine.cpu != host.cpu(machine.accelerator):
+    if not found and machine.cpu != (here := host.cpu(machine.accelerator)):
         found.append(
             Difference(
-                f"its processor was `{machine.cpu}`, and would be"
-                f" `{host.cpu(machine.accelerator)}` here",
-                "resume it on a host whose processor has the same vendor"
+                tr(
+                    "its processor was `{there}`, and would be `{here}` here",
+                    there=machine.cpu,
+                    here=here,
+                ),
+                tr("resume it on a host whose processor has the same vendor")
                 if machine.accelerator == "kvm"
-                else "the version of p2pcloop that suspended it resumes it",
+                else tr("the version of p2pcloop that suspended it resumes it"),
             )
         )
     if _version(host.qemu) < _version(machine.qemu):
         found.append(
             Difference(
-                f"QEMU {_short(machine.qemu)} suspended it, and this host has the older"
-                f" {_short(host.qemu)}",
-                f"install a newer {PROGRAM_PACKAGE}",
+                tr(
+                    "QEMU {newer} suspended it, and this host has the older {older}",
+                    newer=_short(machine.qemu),
+                    older=_short(host.qemu),
+                ),
+                tr("install a newer {program_package}", program_package=PROGRAM_PACKAGE),
             )
         )
     found += _firmware_differences(machine, shape, host)
     if machine.memory_length > host.memory:
         found.append(
             Difference(
-                f"it has {format_size(machine.memory_length)} of memory, and this machine has"
-                f" {format_size(host.memory)}",
-                "resume it on a machine with more memory",
+                _too_much_memory(machine.memory_length, host.memory),
+                tr("resume it on a machine with more memory"),
             )
         )
     return found
@@ -271,7 +285,7 @@ def check_host(machine: MachineState, host: Host) -> None:
     found = differences(machine, host)
     if found:
         raise MismatchError(
-            "the guest cannot go on here: " + "; ".join(each.what for each in found),
+            tr("the guest cannot go on here: ") + "; ".join(each.what for each in found),
             hint="; ".join(dict.fromkeys(each.help for each in found)),
         )
 
@@ -280,14 +294,15 @@ def _kvm_differences(host: Host) -> list[Difference]:
     if host.why_no_kvm:
         return [
             Difference(
-                f"KVM ran it, and here KVM does not: {host.why_no_kvm}",
-                "resume it on a host with KVM; a guest that ran without KVM goes on everywhere",
+                tr("KVM ran it, and here KVM does not: {why_no_kvm}", why_no_kvm=host.why_no_kvm),
+                tr("resume it on a host with KVM; a guest that ran without KVM goes on everywhere"),
             )
         ]
     if lacking := sorted(NEEDED_FLAGS - host.flags):
         return [
             Difference(
-                f"this processor lacks {', '.join(lacking)}", "resume it on a newer processor"
+                tr("this processor lacks {lacking}", lacking=", ".join(lacking)),
+                tr("resume it on a newer processor"),
             )
         ]
     return []
@@ -303,8 +318,10 @@ def _firmware_differences(machine: MachineState, shape: Shape, host: Host) -> li
         return []
     return [
         Difference(
-            f"its firmware, {name}, is another one" if ours else f"{name} is not installed",
-            f"install the {package} that the other host has",
+            tr("its firmware, {name}, is another one", name=name)
+            if ours
+            else tr("{name} is not installed", name=name),
+            tr("install the {package} that the other host has", package=package),
         )
     ]
 

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 
 DEVICE = Path("/dev/kvm")
 PROBE_SECONDS = 0.7
@@ -54,16 +55,23 @@ def run_probe(command: list[str], limit: float = PROBE_SECONDS) -> Kvm:
         limit: seconds that it may take.
     """
     if not DEVICE.exists():
-        return Kvm(f"this machine has no {DEVICE}")
+        return Kvm(tr("this machine has no {device}", device=DEVICE))
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False
         )
     except subprocess.TimeoutExpired:
-        return Kvm(f"{DEVICE} is there, but runs a guest's kernel too slowly")
+        return Kvm(tr("{device} is there, but runs a guest's kernel too slowly", device=DEVICE))
     except OSError as err:
-        return Kvm(f"{DEVICE} cannot be tried: {err.strerror}")
+        return Kvm(tr("{device} cannot be tried: {why}", device=DEVICE, why=err.strerror))
     if done.returncode == 0:
         return Kvm()
     said = printable(done.stdout.decode(errors="replace").strip())[:_WORDS]
-    return Kvm(said or f"{DEVICE} ends the program that tries it (status {done.returncode})")
+    return Kvm(
+        said
+        or tr(
+            "{device} ends the program that tries it (status {returncode})",
+            device=DEVICE,
+            returncode=done.returncode,
+        )
+    )

@@ -18,6 +18,7 @@ import trio
 
 from p2pcloop.errors import GuestError
 from p2pcloop.protocol import mconsole
+from p2pcloop.words import tr
 
 REPLY_TIMEOUT = 5.0
 _MAX_REPLIES = 64
@@ -53,12 +54,16 @@ async def send_command(root: Path, socket_path: Path, reply_path: Path, command:
         except OSError as err:
             kind = NotThereError if err.errno in _NOT_THERE else GuestError
             raise kind(
-                f"the guest's management console is not there: {err.strerror or err}"
+                tr("the guest's management console is not there: {why}", why=err.strerror or err)
             ) from err
         except trio.TooSlowError as err:
             raise GuestError(
-                f"the guest's management console did not answer {command!r} "
-                f"within {REPLY_TIMEOUT:.0f} s"
+                tr(
+                    "the guest's management console did not answer {command!r} within"
+                    " {reply_timeout:.0f} s",
+                    command=command,
+                    reply_timeout=REPLY_TIMEOUT,
+                )
             ) from err
         finally:
             reply_path.unlink(missing_ok=True)  # noqa: ASYNC240  one name in a directory
@@ -80,7 +85,7 @@ def _opened(root: Path, path: Path) -> Iterator[str]:
             os.close(here)
             here = there
         if not stat.S_ISSOCK(os.fstat(here).st_mode):
-            raise OSError(f"{path} is no socket")
+            raise OSError(tr("{path} is no socket", path=path))
         yield f"/proc/self/fd/{here}"
     finally:
         os.close(here)
@@ -92,7 +97,9 @@ async def _read_answer(sock: trio.socket.SocketType, command: str) -> str:
         reply = mconsole.decode_reply(await sock.recv(mconsole.MAX_PACKET + 1))
         text += reply.text
         if reply.failed:
-            raise GuestError(f"the guest refused {command!r}: {text}")
+            raise GuestError(
+                tr("the guest refused {command!r}: {text}", command=command, text=text)
+            )
         if not reply.more:
             break
     return text

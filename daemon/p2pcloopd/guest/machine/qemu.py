@@ -13,6 +13,7 @@ import trio
 from p2pcloop.errors import MismatchError, storage_error
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.temporary_folder import temporary_folder
+from p2pcloop.words import tr
 from p2pcloopd.guest.console.messages import say
 from p2pcloopd.guest.console.serial_line import SerialLine
 from p2pcloopd.guest.machine import kvm
@@ -97,21 +98,24 @@ class QemuMachine:
             # The probe may take longer than all the rest of a resume.
             self._accelerator = resume.machine.accelerator
             check_host(resume.machine, this_host(self._accelerator))
-            self._why_no_kvm = "it ran so when it was suspended"
+            self._why_no_kvm = tr("it ran so when it was suspended")
         # The variables of UEFI outlive a reboot.
         self._variables: int | None = None
 
     @property
     def name(self) -> str:
         """`qemu (kvm)` or `qemu (tcg)`."""
-        return f"qemu ({self._accelerator})"
+        return tr("qemu ({accelerator})", accelerator=self._accelerator)
 
     @property
     def remark(self) -> str:
         """Which of the two it is, and why."""
         if self._accelerator == "kvm":
-            return "runs in QEMU, with KVM"
-        return f"runs in QEMU without KVM, which takes longer: {self._why_no_kvm}"
+            return tr("runs in QEMU, with KVM")
+        return tr(
+            "runs in QEMU without KVM, which takes longer: {why_no_kvm}",
+            why_no_kvm=self._why_no_kvm,
+        )
 
     async def start(self, spec: GuestSpec, native: NativeOutput, stack: AsyncExitStack) -> QemuBoot:
         """Start QEMU; see `Machine`."""
@@ -236,7 +240,9 @@ def _open_memory(spec: GuestSpec, resume: Resume | None) -> int:
         # QEMU gets the descriptor itself: its user may not reach the file.
         return os.open(resume.memory, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
-        raise storage_error(f"cannot open the guest's memory, {resume.memory}", err) from err
+        raise storage_error(
+            tr("cannot open the guest's memory, {memory}", memory=resume.memory), err
+        ) from err
 
 
 def _check_disks(shape: Shape, spec: GuestSpec) -> None:
@@ -247,8 +253,12 @@ def _check_disks(shape: Shape, spec: GuestSpec) -> None:
     """
     if len(spec.disks) != shape.disks:
         raise MismatchError(
-            f"the guest had {shape.disks} disks when it was suspended, and would have"
-            f" {len(spec.disks)} now"
+            tr(
+                "the guest had {disks} disks when it was suspended, and would have"
+                " {disks_count} now",
+                disks=shape.disks,
+                disks_count=len(spec.disks),
+            )
         )
 
 
@@ -281,7 +291,7 @@ def _translator(visible: dict[Path, Path]) -> dict[Path, Path]:
 def _boxed(pc: Pc, visible: dict[Path, Path]) -> sandbox.Sandbox:
     environment = {"HOME": "/", "PATH": "/usr/bin"}
     if pc.arrives:
-        reason = "a guest that was suspended goes on behind a small shim"
+        reason = tr("a guest that was suspended goes on behind a small shim")
         visible = visible | {_SHIM: compiled("memory_shim", reason)}
         environment |= {"LD_PRELOAD": str(_SHIM), "P2PCLOOP_MEMORY": str(pc.memory_file)}
     return sandbox.prepare(

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from p2pcloop.errors import GuestError
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 
 Extent = tuple[int, int]
 """Offset and length, multiples of 4096."""
@@ -277,7 +278,7 @@ def _read_all(fd: int, offset: int, length: int) -> bytes:
 def _unreadable(err: OSError) -> GuestError:
     hint = None
     if err.errno in (errno.EPERM, errno.EACCES):
-        hint = (
+        hint = tr(
             "this system lets no program look into another: see `sysctl kernel.yama.ptrace_scope`"
         )
-    return GuestError(f"the memory of QEMU cannot be read: {err.strerror}", hint=hint)
+    return GuestError(tr("the memory of QEMU cannot be read: {why}", why=err.strerror), hint=hint)

@@ -27,6 +27,7 @@ import trio
 
 from p2pcloop.errors import BusyError, GuestError, MismatchError
 from p2pcloop.protocol.qmp import MachineEvent
+from p2pcloop.words import tr
 from p2pcloopd.guest.machine.qmp_client import Qmp
 from p2pcloopd.guest.ports import MAX_PIECE, Port
 
@@ -283,7 +284,9 @@ class QemuPorts:
                         await self._qmp.ended.wait()
                     if self._qmp.ended.is_set():
                         raise
-                    raise MismatchError(f"the guest had ports that QEMU refuses: {err}") from err
+                    raise MismatchError(
+                        tr("the guest had ports that QEMU refuses: {err}", err=err)
+                    ) from err
         taken = [plug.port for plug in self._plugs.values()]
         return [port for port in self._first if port not in taken]
 

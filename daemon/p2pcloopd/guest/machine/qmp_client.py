@@ -22,6 +22,7 @@ from p2pcloop.protocol.qmp import (
     Return,
     encode_command,
 )
+from p2pcloop.words import tr
 
 _CHUNK = 1 << 16
 _ANSWER_SECONDS = 10.0
@@ -91,7 +92,13 @@ class Qmp:
         with trio.move_on_after(seconds):
             await self.ready.wait()
             return await self._ask(name, arguments or {}, fd)
-        raise GuestError(f"QEMU does not answer the command {name} within {seconds:g} s")
+        raise GuestError(
+            tr(
+                "QEMU does not answer the command {name} within {seconds:g} s",
+                name=name,
+                seconds=seconds,
+            )
+        )
 
     async def _ask(self, name: str, arguments: Mapping[str, Any], fd: int | None) -> Any:  # noqa: ANN401
         if self.ended.is_set():
@@ -106,8 +113,10 @@ class Qmp:
             del self._waiting[number]
         if isinstance(answer.message, Return):
             return answer.message.value
-        why = answer.message.text if isinstance(answer.message, Refusal) else "it has ended"
-        raise GuestError(f"QEMU does not carry out the command {name}: {why}")
+        why = answer.message.text if isinstance(answer.message, Refusal) else tr("it has ended")
+        raise GuestError(
+            tr("QEMU does not carry out the command {name}: {why}", name=name, why=why)
+        )
 
     async def _send(self, data: bytes, fd: int | None) -> None:
         async with self._sending:
@@ -118,7 +127,9 @@ class Qmp:
                 while data:
                     data = data[await self._socket.send(data) :]
             except OSError as err:
-                raise GuestError(f"QEMU takes no commands any more: {err.strerror}") from err
+                raise GuestError(
+                    tr("QEMU takes no commands any more: {why}", why=err.strerror)
+                ) from err
 
     async def _take(self, message: QmpMessage) -> None:
         match message:
@@ -132,7 +143,7 @@ class Qmp:
             case MachineEvent():
                 self._on_event(message)
             case Refusal(None | 0, text):
-                raise FormatError(f"QEMU does not understand this program: {text}")
+                raise FormatError(tr("QEMU does not understand this program: {text}", text=text))
 
     async def _receive(self) -> bytes:
         try:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from p2pcloop.errors import GuestError, NotHereError, UsageError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.guest.network import taps
 from p2pcloopd.programs import find_program
 
@@ -54,9 +55,12 @@ class Network:
             check_bridge(self.name)
         if self.kind in ("lan", "bridge") and not _TUN.exists():
             raise GuestError(
-                f"this machine has no {_TUN}, from which network cards are made",
-                hint="load the kernel's module as root: `modprobe tun`; in a container: give it "
-                f"the device (`docker run --device {_TUN}`)",
+                tr("this machine has no {tun}, from which network cards are made", tun=_TUN),
+                hint=tr(
+                    "load the kernel's module as root: `modprobe tun`; in a container: give it the"
+                    " device (`docker run --device {tun}`)",
+                    tun=_TUN,
+                ),
             )
 
 
@@ -83,37 +87,49 @@ def parse_network(text: str) -> Network:
         case "lan" if _LAN_NAME.fullmatch(name):
             return Network("lan", name)
         case "lan":
-            hint = "give 1 to 32 of a to z, 0 to 9 and hyphens after `lan:`"
-            raise UsageError(f"{name!r} cannot be the name of a LAN", hint=hint)
+            hint = tr("give 1 to 32 of a to z, 0 to 9 and hyphens after `lan:`")
+            raise UsageError(tr("{name!r} cannot be the name of a LAN", name=name), hint=hint)
         case "bridge" if _INTERFACE.fullmatch(name) and name not in (".", ".."):
             return Network("bridge", name)
         case "bridge":
-            hint = "`--net bridge:br0`; `ip link show type bridge` lists this machine's bridges"
-            raise UsageError(f"{name!r} cannot be the name of an interface", hint=hint)
-    raise UsageError(f"--net {text!r} is no network", hint=_FORM)
+            hint = tr("`--net bridge:br0`; `ip link show type bridge` lists this machine's bridges")
+            raise UsageError(
+                tr("{name!r} cannot be the name of an interface", name=name), hint=hint
+            )
+    raise UsageError(tr("--net {text!r} is no network", text=text), hint=_FORM)
 
 
 def check_bridge(name: str) -> None:
     """Refuse to put a guest on a bridge where that cannot be; errors as for `Network.check`."""
     if os.geteuid() != 0:
         raise UsageError(
-            f"only root may put a guest on the bridge {name}",
+            tr("only root may put a guest on the bridge {name}", name=name),
             hint="run it as root (sudo), or give `--net lan` or `--net user`, which need no root",
         )
     there = [other for _, other in socket.if_nameindex()]
     if name not in there:
         raise NotHereError(
-            f"this machine has no interface {name}",
-            hint=f"it has {', '.join(sorted(there))}; a bridge is made by `ip link add {name} type "
-            "bridge`",
+            tr("this machine has no interface {name}", name=name),
+            hint=tr(
+                "it has {there}; a bridge is made by `ip link add {name} type bridge`",
+                there=", ".join(sorted(there)),
+                name=name,
+            ),
         )
     if not taps.is_bridge(name):
         raise GuestError(
-            f"the interface {name} is no bridge",
-            hint=f"make one and put {name} into it: `ip link add br0 type bridge`, `ip link set "
-            f"{name} master br0`, then move its addresses to br0 (in Debian: bridge_ports in "
-            "/etc/network/interfaces, package bridge-utils), and give `--net bridge:br0`. An "
-            "interface of WLAN cannot be in a bridge: `--net lan` or `--net user` work there",
+            tr("the interface {name} is no bridge", name=name),
+            hint=tr(
+                "make one and put {name} into it: `ip link add br0 type bridge`, `ip link set"
+                " {name} master br0`, then move its addresses to br0 (in Debian: bridge_ports"
+                " in /etc/network/interfaces, package bridge-utils), and give `--net"
+                " bridge:br0`. An interface of WLAN cannot be in a bridge: `--net lan` or"
+                " `--net user` work there",
+                name=name,
+            ),
         )
     if not taps.is_up(name):
-        raise GuestError(f"the bridge {name} is down", hint=f"`ip link set {name} up`, as root")
+        raise GuestError(
+            tr("the bridge {name} is down", name=name),
+            hint=tr("`ip link set {name} up`, as root", name=name),
+        )

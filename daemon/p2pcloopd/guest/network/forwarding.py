@@ -18,6 +18,7 @@ from typing import Literal
 
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 MOST = 32
 """As many as slirp_ports.c has places for."""
@@ -80,20 +81,25 @@ def parse_port(text: str) -> ForwardedPort:
     """
     match = _FORM.fullmatch(text)
     if match is None:
-        raise _bad(text, "is not of the form [ADDRESS:]PORT:GUESTPORT[/udp], with an IPv4 address")
+        raise _bad(
+            text, tr("is not of the form [ADDRESS:]PORT:GUESTPORT[/udp], with an IPv4 address")
+        )
     address = match["address"] or _LOOPBACK
     try:
         socket.inet_pton(socket.AF_INET, address)
     except OSError as err:
-        raise _bad(text, "has no IPv4 address before its ports") from err
+        raise _bad(text, tr("has no IPv4 address before its ports")) from err
     port, guest_port = int(match["port"]), int(match["guest"])
     if not (0 < port < 1 << 16 and 0 < guest_port < 1 << 16):
-        raise _bad(text, "has a port that is not within 1 to 65535")
+        raise _bad(text, tr("has a port that is not within 1 to 65535"))
     return ForwardedPort(address, port, guest_port, "udp" if match["protocol"] == "udp" else "tcp")
 
 
 def _bad(text: str, why: str) -> UsageError:
-    return UsageError(f"--port {text!r} {why}", hint="for example 2222:22, or 0.0.0.0:53:53/udp")
+    return UsageError(
+        tr("--port {text!r} {why}", text=text, why=why),
+        hint="for example 2222:22, or 0.0.0.0:53:53/udp",
+    )
 
 
 @contextmanager
@@ -109,9 +115,11 @@ def bound_ports(ports: Iterable[ForwardedPort]) -> Iterator[tuple[BoundPort, ...
     places = list(map(str, wanted))
     for place in places:
         if places.count(place) > 1:
-            raise UsageError(f"port {place} is given twice", hint="it can lead to one port only")
+            raise UsageError(
+                tr("port {place} is given twice", place=place), hint="it can lead to one port only"
+            )
     if len(wanted) > MOST:
-        raise UsageError(f"a guest can have at most {MOST} forwarded ports")
+        raise UsageError(tr("a guest can have at most {most} forwarded ports", most=MOST))
     with ExitStack() as stack:
         yield tuple(BoundPort(port, stack.enter_context(_open(port))) for port in wanted)
 
@@ -136,17 +144,25 @@ def _open(port: ForwardedPort) -> socket.socket:
 
 
 def _refused(port: ForwardedPort, err: OSError) -> P2pcloopError:
-    what = f"port {port.port} of {port.address} ({port.protocol}) cannot lead into the guest"
+    what = tr(
+        "port {port} of {address} ({protocol}) cannot lead into the guest",
+        port=port.port,
+        address=port.address,
+        protocol=port.protocol,
+    )
     if err.errno == errno.EADDRINUSE:
         return BusyError(
-            f"{what}: it is in use",
-            hint=f"choose another one: --port {_free_example(port)}; `ss -lntup` lists who has it",
+            tr("{what}: it is in use", what=what),
+            hint=tr(
+                "choose another one: --port {port}; `ss -lntup` lists who has it",
+                port=_free_example(port),
+            ),
         )
     if err.errno == errno.EACCES:
-        return UsageError(f"{what}: only root may open ports below 1024")
+        return UsageError(tr("{what}: only root may open ports below 1024", what=what))
     if err.errno == errno.EADDRNOTAVAIL:
-        return UsageError(f"{what}: this machine does not have that address")
-    return GuestError(f"{what}: {os.strerror(err.errno or 0)}")
+        return UsageError(tr("{what}: this machine does not have that address", what=what))
+    return GuestError(tr("{what}: {why}", what=what, why=os.strerror(err.errno or 0)))
 
 
 def _free_example(port: ForwardedPort) -> str:

@@ -21,6 +21,7 @@ from p2pcloop.client.interpreter import module_command
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, Request, encode
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 from p2pcloopd.guest.network.card import Card
 from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.system.addresses import Addresses
@@ -68,8 +69,8 @@ def joined(home: Home, lan: str, guest: str, ports: Sequence[BoundPort] = ()) ->
             yield Card(tap, facts["mac"], facts["mtu"], Addresses(**facts["addresses"]), owner)
             return
     raise GuestError(
-        f"the LAN {lan} does not begin, or ends whenever a guest joins it",
-        hint=f"try again, or {_ANOTHER_NAME}",
+        tr("the LAN {lan} does not begin, or ends whenever a guest joins it", lan=lan),
+        hint=tr("try again, or {another_name}", another_name=_ANOTHER_NAME),
     )
 
 
@@ -101,7 +102,7 @@ def _connected(home: Home, lan: str) -> socket.socket | None:
         # Every user may take such an address.
         if credentials(sock).user != os.geteuid():
             raise BusyError(
-                f"another user's program has the place of the LAN {lan}",
+                tr("another user's program has the place of the LAN {lan}", lan=lan),
                 hint=_ANOTHER_NAME,
             )
     except ConnectionRefusedError:
@@ -110,7 +111,8 @@ def _connected(home: Home, lan: str) -> socket.socket | None:
     except OSError as err:
         sock.close()
         raise GuestError(
-            f"the LAN {lan} cannot be reached: {err.strerror}", hint=_ANOTHER_NAME
+            tr("the LAN {lan} cannot be reached: {why}", lan=lan, why=err.strerror),
+            hint=_ANOTHER_NAME,
         ) from err
     except BaseException:
         sock.close()
@@ -131,7 +133,9 @@ def _start_owner(address: bytes) -> None:
     )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise GuestError(f"the process of the LAN does not start: {' / '.join(said[-3:])}")
+        raise GuestError(
+            tr("the process of the LAN does not start: {said}", said=" / ".join(said[-3:]))
+        )
 
 
 def _ask(
@@ -153,7 +157,9 @@ def _ask(
             fds += given
             messages = receiver.receive(data)
     except TimeoutError as err:
-        raise GuestError(f"the LAN does not answer within {_ANSWER_SECONDS} s") from err
+        raise GuestError(
+            tr("the LAN does not answer within {answer_seconds} s", answer_seconds=_ANSWER_SECONDS)
+        ) from err
     except (BrokenPipeError, ConnectionResetError):
         return None
     match messages[0], fds:

@@ -36,6 +36,7 @@ from p2pcloop.protocol.control import (
 )
 from p2pcloop.store.guests import is_guest_name
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.entry import run
 from p2pcloopd.guest.network import frame_filter, own_addresses
 from p2pcloopd.guest.network.choice import LAN_PROGRAMS
@@ -84,7 +85,10 @@ def main() -> int:
         try:
             maker = TapMaker()
         except OSError as err:
-            os.write(complaints, f"a process for its taps is refused: {err.strerror}\n".encode())
+            os.write(
+                complaints,
+                tr("a process for its taps is refused: {why}\n", why=err.strerror).encode(),
+            )
             return GuestError.exit_code
         os.close(complaints)
         os.write(tells, b"\n")
@@ -119,7 +123,7 @@ async def _own(listener: socket.socket, maker: TapMaker) -> int:
                 await lan.serve(guests)
                 nursery.cancel_scope.cancel()
     except (P2pcloopError, OSError) as err:
-        error = err if isinstance(err, P2pcloopError) else GuestError(f"no LAN: {err}")
+        error = err if isinstance(err, P2pcloopError) else GuestError(tr("no LAN: {err}", err=err))
         await _turn_away(guests, error)
         return error.exit_code
     return 0
@@ -221,14 +225,16 @@ class _Lan:
     async def _hear(self, word: str) -> None:
         """Wait until lan.sh tells something."""
         if await self._control.receive_some(_CHUNK) != f"{word}\n".encode():
-            raise GuestError(f"the services of the LAN do not start {await self._end()}")
+            raise GuestError(
+                tr("the services of the LAN do not start {end}", end=await self._end())
+            )
 
     async def _end(self) -> str:
         """Wait for the end of the services, and tell how it came."""
         await self._native.collect()
         code = await self._process.wait()
         said = f": {printable(self._native.last_words)}" if self._native.tail else ""
-        return f"(exit status {code}){said}"
+        return tr("(exit status {code}){said}", code=code, said=said)
 
     @asynccontextmanager
     async def outside(self) -> AsyncIterator[None]:
@@ -243,7 +249,7 @@ class _Lan:
 
     async def watch(self) -> None:
         """Tell the guests if the services end, and raise an error."""
-        ended = f"the services of its LAN have ended {await self._end()}"
+        ended = tr("the services of its LAN have ended {end}", end=await self._end())
         self.tell(ended)
         raise GuestError(ended)
 
@@ -353,7 +359,7 @@ class _Lan:
                 self._free.append(number)
                 raise
         raise UsageError(
-            f"each of the LAN's {len(SLOTS)} addresses has a guest",
+            tr("each of the LAN's {slots_count} addresses has a guest", slots_count=len(SLOTS)),
             hint="end a guest, or boot this one in another LAN: `--net lan:NAME`",
         )
 

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network
 
 from p2pcloop.errors import GuestError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.guest.system.addresses import MTU, NAMESERVER_ADDRESS, Addresses
 
 DOMAIN = "lan"
@@ -118,7 +119,10 @@ def choose_network(routed: Iterable[IPv4Network]) -> LanPlan:
         for network in _CANDIDATES
     ]
     raise GuestError(
-        f"this machine has routes to each network that a LAN could have: {', '.join(lines)}",
+        tr(
+            "this machine has routes to each network that a LAN could have: {lines}",
+            lines=", ".join(lines),
+        ),
         hint="`ip route show table all` lists them; `--net user` needs no network of its own",
     )
 

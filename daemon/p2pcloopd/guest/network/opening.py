@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 from p2pcloopd.guest.network import taps
 from p2pcloopd.guest.network.card import Card
 from p2pcloopd.guest.network.choice import Network, check_bridge
@@ -50,7 +51,7 @@ def _on_bridge(bridge: str, home: Home, guest: str) -> Iterator[Card]:
         mtu = taps.interface_mtu(bridge)
         tap = taps.open_tap(_BRIDGE_TAP, mtu, bridge)
     except OSError as err:
-        raise taps.cannot_make_card(err, f"on the bridge {bridge}") from err
+        raise taps.cannot_make_card(err, tr("on the bridge {bridge}", bridge=bridge)) from err
     try:
         yield Card(tap, _mac_of(home, guest), mtu, None)
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from p2pcloop.text import printable
+from p2pcloop.words import tr
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.network import frame_filter, own_addresses
 from p2pcloopd.guest.network.forwarding import BoundPort
@@ -36,7 +37,7 @@ _TICK = bytes(12) + b"\x08\x06" + bytes(46)
 """An ARP frame that asks and tells nothing: the filter lets it pass, and libslirp drops it."""
 
 _PORTS_LIBRARY = Path("/run/slirp_ports.so")
-_PORTS_REASON = "forwarded ports need a small library in libslirp's helper"
+_PORTS_REASON = tr("forwarded ports need a small library in libslirp's helper")
 
 _MEMORY = 1 << 30
 _PROCESSES = 16
@@ -127,7 +128,13 @@ async def _report_end(
     await native.collect()
     code = await process.wait()
     said = f": {printable(native.last_words)}" if native.tail else ""
-    say(f"has no network any more: its helper ended (exit status {code}){said}")
+    say(
+        tr(
+            "has no network any more: its helper ended (exit status {code}){said}",
+            code=code,
+            said=said,
+        )
+    )
 
 
 def _helper(fd: int, resolv_conf: Path, ports: Sequence[BoundPort]) -> sandbox.Sandbox:

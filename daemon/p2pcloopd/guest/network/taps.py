@@ -13,6 +13,7 @@ import socket
 import struct
 
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError
+from p2pcloop.words import tr
 
 # linux/if_tun.h, linux/sockios.h, linux/if.h
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
@@ -153,10 +154,12 @@ def _set(sock: socket.socket, number: int, name: bytes, value: int) -> None:
 def cannot_make_card(err: OSError, place: str) -> P2pcloopError:
     """The error of a tap that cannot be made."""
     if err.errno == errno.EBUSY:
-        return BusyError(f"there is such a network card {place} already")
+        return BusyError(tr("there is such a network card {place} already", place=place))
     hint = None
     if err.filename == "/dev/net/tun":
-        hint = (
+        hint = tr(
             "all users need to read and write it, as in Debian: `chmod 666 /dev/net/tun`, as root"
         )
-    return GuestError(f"no network card can be made {place}: {err.strerror}", hint=hint)
+    return GuestError(
+        tr("no network card can be made {place}: {why}", place=place, why=err.strerror), hint=hint
+    )

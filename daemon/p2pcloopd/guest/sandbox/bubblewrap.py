@@ -26,6 +26,7 @@ import trio
 
 from p2pcloop.errors import GuestError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.guest.sandbox import syscall_filter
 from p2pcloopd.guest.sandbox.failure import sandbox_failure
 from p2pcloopd.guest.sandbox.scope import scope_words
@@ -350,7 +351,9 @@ def _on_cpu(cpu: int | None) -> Iterator[None]:
     try:
         os.sched_setaffinity(0, {cpu})
     except OSError as err:
-        raise OSError(err.errno, f"CPU {cpu} cannot be used: {err.strerror}") from err
+        raise OSError(
+            err.errno, tr("CPU {cpu} cannot be used: {why}", cpu=cpu, why=err.strerror)
+        ) from err
     try:
         yield
     finally:
@@ -412,7 +415,11 @@ async def _open_gate(gate: socket.socket, complaints: trio.lowlevel.FdStream) ->
     with trio.move_on_after(1 if waiting.cancelled_caught else _START_TIMEOUT):
         async for piece in complaints:
             text = (text + piece)[-_MAX_COMPLAINT:]
-    late = f"it was not ready within {_START_TIMEOUT:g} s\n" if waiting.cancelled_caught else ""
+    late = (
+        tr("it was not ready within {start_timeout:g} s\n", start_timeout=_START_TIMEOUT)
+        if waiting.cancelled_caught
+        else ""
+    )
     raise sandbox_failure(late + text.decode(errors="replace"))
 
 

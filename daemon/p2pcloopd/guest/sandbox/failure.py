@@ -5,23 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from p2pcloop.errors import GuestError
+from p2pcloop.words import tr
 
 _LINES = 3
 
 _SWITCHES = (
-    ("kernel/unprivileged_userns_clone", "0", "only root may make user namespaces here", "1"),
-    ("user/max_user_namespaces", "0", "no user namespaces may be made here", "10000"),
+    ("kernel/unprivileged_userns_clone", "0", tr("only root may make user namespaces here"), "1"),
+    ("user/max_user_namespaces", "0", tr("no user namespaces may be made here"), "10000"),
     (
         "kernel/apparmor_restrict_unprivileged_userns",
         "1",
-        "AppArmor keeps programs without a profile of their own from using user namespaces here",
+        tr(
+            "AppArmor keeps programs without a profile of their own from using user namespaces here"
+        ),
         "0",
     ),
 )
 """Settings that keep users from making user namespaces: the file below /proc/sys, the value that
 does so, its meaning, and the value that the file should have."""
 
-_CONTAINER = (
+_CONTAINER = tr(
     "in a chroot user namespaces cannot be made; in a container they must be allowed: "
     "`docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined`, as root "
     "with `--cap-add SYS_ADMIN`; or run p2pcloop outside of it"
@@ -36,9 +39,10 @@ def sandbox_failure(complaint: str, root: Path = Path("/")) -> GuestError:
         root: where /proc is.
     """
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
-    said = "; ".join(lines[-_LINES:]) or "it ended without a word"
+    said = "; ".join(lines[-_LINES:]) or tr("it ended without a word")
     return GuestError(
-        f"the sandbox round the guest does not start: {said}", hint=_remedy(said, root)
+        tr("the sandbox round the guest does not start: {said}", said=said),
+        hint=_remedy(said, root),
     )
 
 
@@ -47,8 +51,13 @@ def _remedy(said: str, root: Path) -> str | None:
         for name, value, meaning, better in _SWITCHES:
             switch = root / "proc/sys" / name
             if switch.exists() and switch.read_text().strip() == value:
-                return f"{meaning}: `sysctl {name.replace('/', '.')}={better}`, as root"
+                return tr(
+                    "{meaning}: `sysctl {replace}={better}`, as root",
+                    meaning=meaning,
+                    replace=name.replace("/", "."),
+                    better=better,
+                )
         return _CONTAINER
     if "Cannot allocate memory" in said or "temporarily unavailable" in said:
-        return "the machine is short of memory, or this user has as many processes as it may"
+        return tr("the machine is short of memory, or this user has as many processes as it may")
     return None

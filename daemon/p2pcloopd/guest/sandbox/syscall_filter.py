@@ -21,6 +21,7 @@ from functools import cache
 
 from p2pcloop.errors import GuestError
 from p2pcloop.shared_library import load_library
+from p2pcloop.words import tr
 
 _LIBRARY = "libseccomp.so.2"
 
@@ -134,15 +135,15 @@ def _export(context: int) -> bytes:
 
 def _check(code: int) -> None:
     if code < 0:
-        raise GuestError(f"libseccomp makes no filter: {os.strerror(-code)}")
+        raise GuestError(tr("libseccomp makes no filter: {why}", why=os.strerror(-code)))
 
 
 @cache
 def _library() -> ctypes.CDLL:
     library = load_library(
         _LIBRARY,
-        "the sandbox round a guest needs the library libseccomp",
-        "apt-get install libseccomp2",
+        tr("the sandbox round a guest needs the library libseccomp"),
+        tr("apt-get install libseccomp2"),
     )
     unsigned, pointer = ctypes.c_uint32, ctypes.c_void_p
     library.seccomp_init.argtypes, library.seccomp_init.restype = [unsigned], pointer

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Mapping
 
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 _LANGUAGES = {
     "at": "de_AT",
@@ -62,19 +63,25 @@ _KEYBOARD = re.compile(r"[A-Za-z]{2,12}([-_][A-Za-z0-9_-]{1,24})?")
 _ZONE = re.compile(r"[A-Za-z0-9_+-]{1,24}(/[A-Za-z0-9_+-]{1,24}){0,2}")
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
-_KEPT = (
+_KEPT = tr(
     "names a place on this machine, which a guest does not see: its changes are kept with"
     " --overlay FILE, and `p2pcloop import` makes such a file of a knoppix-data.img"
 )
-_PLACE = "names where the CD lies: here the image is what the command names"
-_SCREEN = "is of no use here: a guest has a screen with --display, of the size that you give that"
+_PLACE = tr("names where the CD lies: here the image is what the command names")
+_SCREEN = tr(
+    "is of no use here: a guest has a screen with --display, of the size that you give that"
+)
 _REMARKS = {
     **dict.fromkeys(("home", "myconf", "myconfig", "config", "knoppix_data"), _KEPT),
     **dict.fromkeys(("fromhd", "bootfrom", "knoppix_dir", "isofrom"), _PLACE),
-    "tohd": "copies the CD to a disk: `p2pcloop fetch` brings all of an image here, and keeps it",
-    "testcd": "tests the CD: `p2pcloop verify` does, and a guest reads no byte without its hash",
+    "tohd": tr(
+        "copies the CD to a disk: `p2pcloop fetch` brings all of an image here, and keeps it"
+    ),
+    "testcd": tr(
+        "tests the CD: `p2pcloop verify` does, and a guest reads no byte without its hash"
+    ),
     **dict.fromkeys(("vga", "screen", "xvrefresh", "xhrefresh"), _SCREEN),
-    "noimage": "is what a boot without --overlay does",
+    "noimage": tr("is what a boot without --overlay does"),
 }
 """What is told of a cheatcode that does nothing here."""
 
@@ -116,7 +123,7 @@ def read_cheatcodes(append: str) -> Cheatcodes:
     remarks = [f"{name}: it {_REMARKS[name]}" for name in given if name in _REMARKS]
     host_name = given.get("hostname")
     if host_name is not None and not _HOST_NAME.fullmatch(host_name):
-        remarks.append("hostname: it is no host name: small letters, digits and hyphens are")
+        remarks.append(tr("hostname: it is no host name: small letters, digits and hyphens are"))
         host_name = None
     return Cheatcodes(
         tuple(word for found in words for word in found),

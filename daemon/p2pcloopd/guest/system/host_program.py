@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from p2pcloop.errors import NeedsPackageError
+from p2pcloop.words import tr
 from p2pcloopd.guest.system.initramfs import Part
 from p2pcloopd.guest.system.kernel import find_interpreter, shared_libraries
 from p2pcloopd.programs import find_program
@@ -30,7 +31,8 @@ def host_program(name: str, package: str) -> Part:
         return Part(steps=(), files=tuple(_files(path, name)))
     except OSError as err:
         raise NeedsPackageError(
-            f"{err.filename} cannot be read: {err.strerror}", hint=f"apt-get install {package}"
+            tr("{path} cannot be read: {why}", path=err.filename, why=err.strerror),
+            hint=tr("apt-get install {package}", package=package),
         ) from err
 
 

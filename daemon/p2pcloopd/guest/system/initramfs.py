@@ -16,6 +16,7 @@ from dataclasses import field, replace
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.guest.system.addresses import (
     GUEST_INTERFACE,
     PC_CARD,
@@ -256,5 +257,6 @@ def _busybox() -> bytes:
         return find_busybox().read_bytes()
     except OSError as err:
         raise NeedsPackageError(
-            f"{err.filename} cannot be read: {err.strerror}", hint="apt-get install busybox-static"
+            tr("{path} cannot be read: {why}", path=err.filename, why=err.strerror),
+            hint="apt-get install busybox-static",
         ) from err

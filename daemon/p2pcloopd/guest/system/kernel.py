@@ -18,11 +18,12 @@ import zstandard
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.programs import find_program
 
 _MODULE_SUFFIX = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
 _PROGRAM_TIMEOUT = 20.0
-_KERNEL_HINT = (
+_KERNEL_HINT = tr(
     "give another kernel (`--kernel system` is this system's), or apt-get install user-mode-linux"
 )
 
@@ -80,7 +81,9 @@ def find_busybox() -> Path:
     path = find_program("busybox", "busybox-static")
     if find_interpreter(path) is not None:
         raise NeedsPackageError(
-            f"{path} needs shared libraries, which a guest's first root does not have",
+            tr(
+                "{path} needs shared libraries, which a guest's first root does not have", path=path
+            ),
             hint="apt-get install busybox-static",
         )
     return path
@@ -165,15 +168,17 @@ def find_kernel(path: Path | None = None) -> Kernel:
         done = _ask(path, "--version")
     except (OSError, subprocess.TimeoutExpired) as err:
         if not path.exists():
-            raise NotHereError(f"there is no kernel {path}", hint=_KERNEL_HINT) from err
-        why = os.strerror(err.errno or 0) if isinstance(err, OSError) else "it does not answer"
+            raise NotHereError(
+                tr("there is no kernel {path}", path=path), hint=_KERNEL_HINT
+            ) from err
+        why = os.strerror(err.errno or 0) if isinstance(err, OSError) else tr("it does not answer")
         raise NeedsPackageError(
-            f"the kernel {path} cannot be run: {why}", hint=_KERNEL_HINT
+            tr("the kernel {path} cannot be run: {why}", path=path, why=why), hint=_KERNEL_HINT
         ) from err
     release = done.stdout.strip()
     if done.returncode != 0 or not _RELEASE.fullmatch(release):
         raise NeedsPackageError(
-            f"{path} is not a User-Mode Linux kernel: it does not tell a version",
+            tr("{path} is not a User-Mode Linux kernel: it does not tell a version", path=path),
             hint=_KERNEL_HINT,
         )
     return Kernel(path, release, _find_modules(path, release), _options(path))
@@ -232,16 +237,31 @@ def has_module(kernel: Kernel, name: str) -> bool:
 
 
 def _no_module(kernel: Kernel, name: str) -> NeedsPackageError:
-    where = kernel.modules or "any known directory"
+    where = kernel.modules or tr("any known directory")
     if kernel.kind == "pc":
         return NeedsPackageError(
-            f"the kernel {kernel.path} ({kernel.release}) lacks the module {name} in {where}",
+            tr(
+                "the kernel {path} ({release}) lacks the module {name} in {where}",
+                path=kernel.path,
+                release=kernel.release,
+                name=name,
+                where=where,
+            ),
             hint="`tools/get-stock-kernel` unpacks a kernel of Debian's, which has it",
         )
     return NeedsPackageError(
-        f"the kernel {kernel.path} ({kernel.release}) lacks the module {name} in {where}",
-        hint="apt-get install user-mode-linux, or put the kernel's modules into "
-        f"lib/uml/modules/{kernel.release} beside its bin directory",
+        tr(
+            "the kernel {path} ({release}) lacks the module {name} in {where}",
+            path=kernel.path,
+            release=kernel.release,
+            name=name,
+            where=where,
+        ),
+        hint=tr(
+            "apt-get install user-mode-linux, or put the kernel's modules into"
+            " lib/uml/modules/{release} beside its bin directory",
+            release=kernel.release,
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(_[A-Z]{2})?(\.[A-Za-z0-9-]{1,12})?(@[a-z]{1,12})?")
 _KEYBOARD = re.compile(r"[a-z]{2,12}(-[a-z0-9_-]{1,24})?")
@@ -60,10 +61,14 @@ def given_settings(locale: str | None, keyboard: str | None) -> LocalSettings:
         UsageError: it is no locale, or no keyboard layout.
     """
     if locale is not None and locale not in _NEUTRAL and not _LOCALE.fullmatch(locale):
-        raise UsageError(f"--locale {locale!r} is no locale", hint="for example de_DE.UTF-8, or C")
+        raise UsageError(
+            tr("--locale {locale!r} is no locale", locale=locale),
+            hint="for example de_DE.UTF-8, or C",
+        )
     if keyboard is not None and not _KEYBOARD.fullmatch(keyboard):
         raise UsageError(
-            f"--keyboard {keyboard!r} is no keyboard layout", hint="for example de, or us"
+            tr("--keyboard {keyboard!r} is no keyboard layout", keyboard=keyboard),
+            hint="for example de, or us",
         )
     return LocalSettings(None if locale in _NEUTRAL else locale, keyboard)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import platformdirs
 
 from p2pcloop.errors import GuestError, NeedsPackageError
+from p2pcloop.words import tr
 
 _FOLDER = Path(__file__).parent.parent / "resources"
 _PACKAGED = _FOLDER / "compiled"
@@ -53,7 +54,7 @@ def compile_all(folder: Path) -> None:
     """Compile every source into a folder, for a package; errors as for `compiled`."""
     for source in sorted(_FOLDER.glob("*.c")):
         build = compiled_program if source.stem in _PROGRAMS else compiled
-        build(source.stem, "the package brings it", cache=folder)
+        build(source.stem, tr("the package brings it"), cache=folder)
 
 
 def _built(
@@ -86,7 +87,9 @@ def _built(
 def _compile(source: bytes, output: Path, options: tuple[str, ...], reason: str, hint: str) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise NeedsPackageError(f"{reason}, and there is no C compiler to build it", hint=hint)
+        raise NeedsPackageError(
+            tr("{reason}, and there is no C compiler to build it", reason=reason), hint=hint
+        )
     done = subprocess.run(
         [compiler, *options, "-O2", "-Wall", "-x", "c", "-o", output, "-"],
         input=source, capture_output=True, timeout=_COMPILE_TIMEOUT, check=False,
@@ -95,6 +98,12 @@ def _compile(source: bytes, output: Path, options: tuple[str, ...], reason: str,
         text = done.stderr.decode(errors="replace").strip()
         if "No such file" in text or "cannot find -lc" in text:
             raise NeedsPackageError(
-                f"the C compiler lacks the C library's headers: {text.splitlines()[0]}", hint=hint
+                tr(
+                    "the C compiler lacks the C library's headers: {splitlines}",
+                    splitlines=text.splitlines()[0],
+                ),
+                hint=hint,
             )
-        raise GuestError(f"{reason}, which does not compile: {text[:500]}")
+        raise GuestError(
+            tr("{reason}, which does not compile: {text}", reason=reason, text=text[:500])
+        )

@@ -11,9 +11,10 @@ from pathlib import Path
 import platformdirs
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
+from p2pcloop.words import tr
 from p2pcloopd.guest.system.kernel import SYSTEM_KERNEL, Kernel
 
-HINT = (
+HINT = tr(
     "`tools/get-stock-kernel` unpacks one for you alone, `apt-get install linux-image-amd64`"
     " installs one, and --kernel PATH names another"
 )
@@ -74,23 +75,33 @@ def _read_kernel(path: Path) -> Kernel:
         with path.open("rb") as file:
             head = file.read(_HEAD_SIZE)
     except FileNotFoundError as err:
-        raise NotHereError(f"there is no kernel {path}", hint=HINT) from err
+        raise NotHereError(tr("there is no kernel {path}", path=path), hint=HINT) from err
     except OSError as err:
         raise NeedsPackageError(
-            f"the kernel {path} cannot be read: {err.strerror}", hint=HINT
+            tr("the kernel {path} cannot be read: {why}", path=path, why=err.strerror), hint=HINT
         ) from err
     release = kernel_release(head)
     if release is None:
         hint = HINT
         if head.startswith(b"\x7fELF"):
-            hint = "a User-Mode Linux kernel is for `--vm uml`; " + HINT
-        raise NeedsPackageError(f"{path} is no Linux kernel for a PC (bzImage)", hint=hint)
+            hint = tr("a User-Mode Linux kernel is for `--vm uml`; ") + HINT
+        raise NeedsPackageError(
+            tr("{path} is no Linux kernel for a PC (bzImage)", path=path), hint=hint
+        )
     modules = _find_modules(path.resolve(), release)
     if modules is None:
         raise NeedsPackageError(
-            f"the modules of the kernel {path} ({release}) are not here",
-            hint=f"put them into lib/modules/{release} beside it, with the modules.dep that depmod"
-            f" makes; or: {HINT}",
+            tr(
+                "the modules of the kernel {path} ({release}) are not here",
+                path=path,
+                release=release,
+            ),
+            hint=tr(
+                "put them into lib/modules/{release} beside it, with the modules.dep that"
+                " depmod makes; or: {hint}",
+                release=release,
+                hint=HINT,
+            ),
         )
     return Kernel(path.resolve(), release, modules, _options(path.resolve(), release), kind="pc")
 

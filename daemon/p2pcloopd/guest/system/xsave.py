@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from p2pcloop.words import tr
 from p2pcloopd.guest.system import preload
 from p2pcloopd.guest.system.kernel import Kernel
 
@@ -29,7 +30,7 @@ def compiled_shim(cache: Path | None = None) -> Path:
         NeedsPackageError: there is no C compiler.
         GuestError: the compiler fails otherwise.
     """
-    reason = "this CPU has AMX: the User-Mode Linux kernel needs a small shim"
+    reason = tr("this CPU has AMX: the User-Mode Linux kernel needs a small shim")
     return preload.compiled(
-        "xsave_shim", reason, otherwise=", or give a kernel from 6.13 on", cache=cache
+        "xsave_shim", reason, otherwise=tr(", or give a kernel from 6.13 on"), cache=cache
     )

@@ -23,6 +23,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.guests import user_of_overlay
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.channel.channel import Channel, GuestCommand
@@ -75,8 +76,8 @@ def resting(overlay: Path, base: str | None, home: Home) -> Resting:
     """
     if (user := user_of_overlay(home, overlay)) is not None:
         raise BusyError(
-            f"the guest {user.name} has {overlay} open",
-            hint=f"name the guest instead of the overlay: {user.name}:PATH",
+            tr("the guest {user} has {overlay} open", user=user.name, overlay=overlay),
+            hint=tr("name the guest instead of the overlay: {user}:PATH", user=user.name),
         )
     target = made_on(overlay, home) if base is None else resolve_ref(base, home)
     if isinstance(target, StoredRef):
@@ -162,7 +163,8 @@ async def _run(spec: GuestSpec, *, task_status: trio.TaskStatus[RunningGuest]) -
     if result.reason == "killed":  # by a signal
         raise KeyboardInterrupt
     raise GuestError(
-        f"the guest that reads the overlay ended early ({result.reason})", hint="try again"
+        tr("the guest that reads the overlay ended early ({reason})", reason=result.reason),
+        hint="try again",
     )
 
 

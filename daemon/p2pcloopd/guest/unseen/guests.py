@@ -16,6 +16,7 @@ from p2pcloop.errors import GuestError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.rebase import MAX_ANSWER
 from p2pcloop.store.home import Home
+from p2pcloop.words import tr
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
 from p2pcloopd.entry import run
@@ -84,6 +85,9 @@ async def _live(spec: GuestSpec, servers: Sequence[BlockServerProcess]) -> None:
             server.stop()
     if result.exit_code or result.reason != "poweroff":
         raise GuestError(
-            f"the guest that looks into the file systems ended early ({result.reason})",
+            tr(
+                "the guest that looks into the file systems ended early ({reason})",
+                reason=result.reason,
+            ),
             hint="the overlay is as it was; try again",
         )

@@ -36,6 +36,7 @@ from p2pcloop.store.home import Home, sync_directory
 from p2pcloop.store.overlays import register_overlay
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+from p2pcloop.words import tr
 from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
 from p2pcloopd.guest.disk import DEFAULT_FILES_SIZE, disk_of, layer_places
 from p2pcloopd.guest.system.files_root import LAYERS
@@ -47,7 +48,7 @@ from p2pcloopd.guest.unseen.union_tree import UnionTree, layer_of
 
 _APPLETS = ("dmesg", "find", "grep", "mv", "stat", "sync", "tail", "umount", "wc", "xargs")
 _CANNOT_BOOT = "the guest cannot boot: "
-_DIRECTORY_HINT = (
+_DIRECTORY_HINT = tr(
     "boot the live system with it and give the directory there (KNOPPIX: /KNOPPIX-DATA), or mount"
     " it here and give the mount point"
 )
@@ -99,29 +100,39 @@ def check_source(file: ImageFile) -> None:
     """
     if file.kind in ("overlay", "profile"):
         raise UsageError(
-            f"{file.name} is {'an overlay' if file.kind == 'overlay' else 'a profile'} of p2pcloop",
+            tr(
+                "{file} is {what} of p2pcloop",
+                file=file.name,
+                what=tr("an overlay") if file.kind == "overlay" else tr("a profile"),
+            ),
             hint="boot it with --overlay, or publish it: there is nothing to import",
         )
     found = detect_filesystem(read_start(file, PROBE_SIZE))
     if len(file.parts) > 1:
         raise UsageError(
-            f"{file.name} is a CD with several images, a whole system",
+            tr("{file} is a CD with several images, a whole system", file=file.name),
             hint="`p2pcloop seed` serves it as it lies; of a remaster give the file beside KNOPPIX",
         )
     if found == "crypto_LUKS":
         raise UsageError(
-            f"{file.name} is encrypted (LUKS)",
+            tr("{file} is encrypted (LUKS)", file=file.name),
             hint="open it (`sudo cryptsetup open FILE data`), and give /dev/mapper/data",
         )
     if not found or file.name.suffix == ".aes":
         raise UsageError(
-            f"{file.name} holds no file system that is known; it may be encrypted, as"
-            " knoppix-data.aes is",
-            hint=f"no key leaves the live system: {_DIRECTORY_HINT}",
+            tr(
+                "{file} holds no file system that is known; it may be encrypted, as"
+                " knoppix-data.aes is",
+                file=file.name,
+            ),
+            hint=tr(
+                "no key leaves the live system: {directory_hint}", directory_hint=_DIRECTORY_HINT
+            ),
         )
     if found not in ROOT_TYPES:
         raise UsageError(
-            f"{file.name} holds {describe(found)}, which no guest reads", hint=_DIRECTORY_HINT
+            tr("{file} holds {found}, which no guest reads", file=file.name, found=describe(found)),
+            hint=_DIRECTORY_HINT,
         )
 
 
@@ -162,7 +173,7 @@ def import_layer(wanted: Import) -> Imported:
 def already_there(overlay: Path) -> MismatchError:
     """The error for an overlay that exists."""
     return MismatchError(
-        f"{overlay} exists already, and an import makes a new overlay",
+        tr("{overlay} exists already, and an import makes a new overlay", overlay=overlay),
         hint="give another name to --overlay",
     )
 
@@ -187,7 +198,7 @@ def _as_file(wanted: Import) -> Iterator[ImageFile]:
         return
     top = layer_of(wanted.source)
     if top != wanted.source:
-        notify(f"{top} is taken, the layer of an overlayfs")
+        notify(tr("{top} is taken, the layer of an overlayfs", top=top))
     tree = UnionTree(top, _leave_out)
     with tempfile.NamedTemporaryFile(dir=wanted.home.tmp, prefix="layer-") as file:
         pieces = tree.pack()
@@ -199,7 +210,7 @@ def _as_file(wanted: Import) -> Iterator[ImageFile]:
             file.truncate(-(-file.tell() // BLOCK_SIZE) * BLOCK_SIZE)
             file.flush()
         except OSError as err:
-            raise storage_error(f"cannot write to {wanted.home.tmp}", err) from err
+            raise storage_error(tr("cannot write to {tmp}", tmp=wanted.home.tmp), err) from err
         if tree.deletions and os.geteuid() != 0:
             notify(
                 "p2pcloop: only root sees which directories of an overlayfs replace those of the"
@@ -265,12 +276,16 @@ def _plain(err: GuestError, source: ImageFile | Path) -> GuestError:
     name = source if isinstance(source, Path) else source.name
     why, hint = str(err).removeprefix(_CANNOT_BOOT), err.hint
     if "No space left" in why:
-        hint = "give more to --overlay-size, or free some space here"
+        hint = tr("give more to --overlay-size, or free some space here")
     elif str(err).startswith(_CANNOT_BOOT):
-        hint = "if its file system is damaged, repair a copy of it (`e2fsck -f COPY`); no file was"
+        hint = tr(
+            "if its file system is damaged, repair a copy of it (`e2fsck -f COPY`); no file was"
+        )
         hint += " made"
-    return GuestError(f"{name} cannot be imported: {printable(why)}", hint=hint)
+    return GuestError(
+        tr("{name} cannot be imported: {why}", name=name, why=printable(why)), hint=hint
+    )
 
 
 def _leave_out(what: str) -> None:
-    notify(f"p2pcloop: left out {printable(what)}")
+    notify(tr("p2pcloop: left out {what}", what=printable(what)))

@@ -32,6 +32,7 @@ from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloop.words import tr
 from p2pcloopd.block.spec import MIN_FILES_SIZE, FilesOverlay
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.system.files_root import LAYERS
@@ -83,7 +84,11 @@ def make_root(
         except GuestError as err:
             made.unlink(missing_ok=True)
             raise GuestError(
-                f"the files of {target.name} and of its changes cannot be joined: {err}",
+                tr(
+                    "the files of {target} and of its changes cannot be joined: {err}",
+                    target=target.name,
+                    err=err,
+                ),
                 hint=err.hint,
             ) from err
         except BaseException:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from p2pcloop.errors import MismatchError, StorageError, UsageError, storage_error
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 
 _CHUNK = 1 << 16
 _END = bytes(1024)
@@ -101,7 +102,7 @@ class UnionTree:
                 path = os.fsdecode(os.path.normpath(os.path.join(below, name)))  # noqa: PTH118
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 if found.st_dev != device:
-                    self._leave_out(f"{path}: it is another file system")
+                    self._leave_out(tr("{path}: it is another file system", path=path))
                     if name in folders:
                         folders.remove(name)
                     continue
@@ -149,7 +150,7 @@ class UnionTree:
             info.devmajor, info.devminor = os.major(number), os.minor(number)
             self.deletions += stat.S_ISCHR(mode) and number == 0
         else:
-            self._leave_out(f"{entry.name}: it is a socket")
+            self._leave_out(tr("{entry}: it is a socket", entry=entry.name))
             return False
         return True
 
@@ -170,8 +171,12 @@ def _attributes(entry: _Entry) -> dict[str, bytes]:
             kept[_XATTR + name] = value
         elif own in _ELSEWHERE:
             raise UsageError(
-                f"/{entry.name} was changed with {own} of overlayfs, and is nothing without the"
-                " directories below it",
+                tr(
+                    "/{entry} was changed with {own} of overlayfs, and is nothing without the"
+                    " directories below it",
+                    entry=entry.name,
+                    own=own,
+                ),
                 hint="mount the overlay, and copy what you changed out of it: that can be imported",
             )
         elif own == "opaque" and value == b"y":
@@ -205,7 +210,7 @@ def _content(entry: _Entry, size: int) -> Iterator[bytes]:
             data = file.read(min(size, _CHUNK))
             if not data:
                 raise MismatchError(
-                    f"/{entry.name} became shorter while it was read",
+                    tr("/{entry} became shorter while it was read", entry=entry.name),
                     hint="end what uses it, and import it again",
                 )
             size -= len(data)
@@ -215,8 +220,8 @@ def _content(entry: _Entry, size: int) -> Iterator[bytes]:
 def _not_read(path: str, err: OSError) -> StorageError:
     hint = None
     if err.errno in (errno.EACCES, errno.EPERM):
-        hint = (
-            "run it as root; or give the file system itself (knoppix-data.img, or the partition,"
-            " not mounted), which is read without root"
+        hint = tr(
+            "run it as root; or give the file system itself (knoppix-data.img, or the"
+            " partition, not mounted), which is read without root"
         )
-    return storage_error(f"cannot read {path}", err, hint=hint)
+    return storage_error(tr("cannot read {path}", path=path), err, hint=hint)

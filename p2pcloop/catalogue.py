@@ -1,0 +1,144 @@
+"""Catalogues of translations: the .po files of GNU gettext, read as they are.
+
+They are read at run time, without a compiled form beside them that could be out of date: that takes
+as long as gettext's own reader of .mo files, since both are a loop over all entries. The form is
+that of the manual of GNU gettext, "The Format of PO Files"; `tools/translations.py` writes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from gettext import c2py
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from p2pcloop.frozen import dataclass
+from p2pcloop.words import Text
+
+FOLDER = Path(__file__).parent / "locale"
+
+_ESCAPE = re.compile(r"\\(.)")
+_ESCAPED = {"n": "\n", "t": "\t"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One text of a catalogue.
+
+    Attributes:
+        id: the English text, or its singular.
+        plural: its plural, or "".
+        texts: the translation, in as many forms as the language has.
+        fuzzy: a person has yet to look at it: it is not used.
+    """
+
+    id: str
+    plural: str
+    texts: tuple[str, ...]
+    fuzzy: bool = False
+
+
+def read_entries(text: str) -> Iterator[Entry]:
+    """Read the entries of a .po file, the header (with an empty id) first; obsolete ones not."""
+    for paragraph in text.split("\n\n"):
+        fields: dict[str, list[str]] = {}
+        fuzzy = False
+        for line in paragraph.splitlines():
+            if line.startswith("#"):
+                fuzzy |= line.startswith("#,") and "fuzzy" in line
+                continue
+            key, _, rest = line.partition('"')
+            if key:
+                parts = fields.setdefault(key.strip(), [])
+            parts.append(_unescaped(rest.rstrip()[:-1]))
+        if "msgid" in fields:
+            told = ("".join(parts) for key, parts in fields.items() if key.startswith("msgstr"))
+            plural = "".join(fields.get("msgid_plural", ()))
+            yield Entry("".join(fields["msgid"]), plural, tuple(told), fuzzy)
+
+
+def _unescaped(text: str) -> str:
+    if "\\" not in text:
+        return text
+    return _ESCAPE.sub(lambda match: _ESCAPED.get(match[1], match[1]), text)
+
+
+class Catalogue:
+    """The translations of one language.
+
+    Attributes:
+        language: its code, `ja`.
+    """
+
+    def __init__(self, language: str, source: str) -> None:
+        self.language = language
+        self._texts: dict[str, tuple[str, ...]] = {}
+        self._form: Callable[[int], int] = lambda _count: 0
+        for entry in read_entries(source):
+            if not entry.id:
+                self._form = _plural_form(entry.texts[0])
+            elif all(entry.texts) and not entry.fuzzy:
+                self._texts[entry.id] = entry.texts
+
+    def say(self, text: str) -> str:
+        """Return a text in this language; in English as far as the catalogue lacks it."""
+        if not isinstance(text, Text):
+            return self._texts.get(text, (text,))[0]
+        texts = self._texts.get(text.template)
+        if not text.values:
+            return str(text) if texts is None else texts[0]
+        if text.number is None:
+            template = text.template if texts is None else texts[0]  # its values may have one
+        elif texts is None:
+            return str(text)
+        else:
+            template = texts[min(self._form(text.number), len(texts) - 1)]
+        fields = {name: self._field(value) for name, value in text.values.items()}
+        told = _filled(template, fields)
+        return str(text) if told is None else told
+
+    def _field(self, value: object) -> object:
+        return self.say(value) if isinstance(value, Text) else value
+
+
+def _filled(template: str, values: dict[str, Any]) -> str | None:
+    """Fill in values; None if the template, which a person wrote, asks for something else."""
+    try:
+        return template.format(**values)
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return None
+
+
+def placeholders(template: str) -> list[tuple[str, str | None, str | None]]:
+    """What a template asks for, in order: name, format and conversion.
+
+    Raises:
+        ValueError: it is no template of `str.format`.
+    """
+    return [
+        (name, spec, conversion)
+        for _, name, spec, conversion in Formatter().parse(template)
+        if name is not None
+    ]
+
+
+def _plural_form(header: str) -> Callable[[int], int]:
+    """Which of its forms a language uses for a number, as its header says it."""
+    match = re.search(r"plural=([^;\n]+)", header)
+    rule: Callable[[int], int] = c2py(match[1].strip() if match else "n != 1")
+    return rule
+
+
+@cache
+def catalogue(language: str) -> Catalogue | None:
+    """The catalogue of a language, or None if there is none (or it is English)."""
+    if not re.fullmatch(r"[a-z]{2,3}", language):
+        return None
+    try:
+        source = (FOLDER / f"{language}.po").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return Catalogue(language, source)
