@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from p2pcloop.cli.image_output import THE_DISK, Output, take_place, write_device, write_image
+from p2pcloop.cli.image_output import (
+    THE_DISK,
+    Output,
+    replacing,
+    take_place,
+    write_device,
+    write_image,
+)
+from p2pcloop.client.fetch import verify_layer
 from p2pcloop.client.joined_root import open_joined_root
-from p2pcloop.client.progress import growth_bar, progress_bar, waiting_for
+from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify, say
-from p2pcloop.errors import MismatchError, NeedsPackageError, UsageError, storage_error
+from p2pcloop.errors import (
+    CorruptError,
+    MismatchError,
+    NeedsPackageError,
+    UsageError,
+    storage_error,
+)
 from p2pcloop.formats.cloop_writer import CloopForm
 from p2pcloop.formats.filesystem import PROBE_SIZE
 from p2pcloop.formats.overlay import Overlay
@@ -34,8 +48,7 @@ from p2pcloop.text import to_json
 from p2pcloop.units import format_size
 from p2pcloop.words import tr
 
-_KEPT = 40
-"""Characters of OUT's name in that of the folder beside it: a name has 255 bytes at most."""
+_STEP = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,30 +91,68 @@ def export_iso(
     Raises:
         UsageError: it was not made of a CD, or its changes cannot be put onto one.
         MismatchError: the overlay was made on another image.
+        CorruptError: the CD that is here is damaged.
         NeedsPackageError: xorriso, or mksquashfs where the image is a squashfs, is missing.
         GuestError: changed files could not be joined with the image's.
         StorageError: there is no room, or the disk refused.
     """
     cd = _find_cd(wanted)
+    _check_whole(wanted)
     out = wanted.output.path
-    try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:_KEPT]}.") as folder:
-            made = Path(folder, "cd")
-            if _is_unchanged(wanted):
-                notify("there are no changes: the CD is as it was")
-                with growth_bar("copying", made, quiet=wanted.quiet):
-                    shutil.copyfile(cd.path, made)
-            else:
-                part = Path(folder, "image")
-                _write_part(wanted, cd, part, image, supply)
-                with progress_bar(tr("writing the CD"), quiet=wanted.quiet) as progress:
-                    write_cd(cd, part, made, progress)
-            with made.open("rb") as file, waiting_for(THE_DISK):
-                os.fsync(file.fileno())
-            take_place(made, out)
-    except OSError as err:
-        raise storage_error(tr("cannot write {path}", path=out), err) from err
+    if _is_unchanged(wanted):
+        notify("there are no changes: the CD is as it was")
+        _copy(cd.path, out, quiet=wanted.quiet)
+    else:
+        with wanted.home.staging() as folder:  # it goes even if this process is killed
+            made, part = folder / "cd", folder / "image"
+            _write_part(wanted, cd, part, image, supply)
+            with progress_bar(tr("writing the CD"), quiet=wanted.quiet) as progress:
+                write_cd(cd, part, made, progress)
+            part.unlink()
+            _move(made, out, quiet=wanted.quiet)
     _report(wanted, cd, as_json=as_json)
+
+
+def _check_whole(wanted: IsoExport) -> None:
+    """Compare a stored CD with its hashes: its boot files are read past the image's chunks.
+
+    Raises:
+        CorruptError: some of it is damaged; that is dropped.
+    """
+    target = wanted.target
+    if wanted.cd is not None or not isinstance(target, StoredRef):
+        return
+    answer = verify_layer(target, target.signed.manifest.layers[0], quiet=wanted.quiet)
+    if answer["bad"]:
+        raise CorruptError(
+            tr(
+                "{bad} of {pieces} pieces of the CD were damaged and dropped",
+                bad=len(answer["bad"]),
+                pieces=answer["pieces"],
+            ),
+            hint="export it again: they are fetched first",
+        )
+
+
+def _copy(cd: Path, out: Path, *, quiet: bool) -> None:
+    with replacing(out) as file, cd.open("rb") as source:
+        with progress_bar(tr("copying"), quiet=quiet) as progress:
+            progress(0, cd.stat().st_size)
+            while data := source.read(_STEP):
+                file.write(data)
+                progress(file.tell())
+
+
+def _move(made: Path, out: Path, *, quiet: bool) -> None:
+    """Have a file of the home be OUT, which may lie on another file system."""
+    try:
+        with made.open("rb") as file, waiting_for(THE_DISK):
+            os.fsync(file.fileno())
+        take_place(made, out)
+    except OSError as err:
+        if err.errno != errno.EXDEV:
+            raise storage_error(tr("cannot write {path}", path=out), err) from err
+        _copy(made, out, quiet=quiet)
 
 
 def _find_cd(wanted: IsoExport) -> LiveCd:
@@ -127,7 +178,8 @@ def _find_cd(wanted: IsoExport) -> LiveCd:
 
 
 def _is_unchanged(wanted: IsoExport) -> bool:
-    if wanted.overlay is not None or wanted.cd is not None:
+    chosen = isinstance(wanted.output.form, CloopForm)  # by an option
+    if chosen or wanted.overlay is not None or wanted.cd is not None:
         return False
     target = wanted.target
     return isinstance(target, ImageFile) or len(target.signed.manifest.layers) == 1

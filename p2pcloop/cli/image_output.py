@@ -212,7 +212,7 @@ def write_image(
         _write_qcow2(out.path, source, size, progress, skip_zeros)
         return
     streamed = out.kind == "stream"
-    opened = {"stream": _stream, "disk": _disk, "file": _replacing}[out.kind]
+    opened = {"stream": _stream, "disk": _disk, "file": replacing}[out.kind]
     with opened(out.path) as file:
         if isinstance(out.form, CloopForm):
             write = stream_cloop if streamed else write_cloop
@@ -333,7 +333,7 @@ def _disk(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that replaces `path` when it is whole and durable, not before.
 
     Raises:

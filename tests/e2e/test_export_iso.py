@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.client.refs import resolve_ref
-from p2pcloop.errors import MismatchError, UsageError
+from p2pcloop.errors import CorruptError, MismatchError, UsageError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import inspect_file, open_local
 from tests.support.cds import make_iso, read_cd
 from tests.support.leftovers import nothing_left
 from tests.support.programs import Node, Nodes, tool
-from tests.support.waiting import BOUND
+from tests.support.waiting import BOUND, wait_until
 from tools.knoppix_cd import ISOLINUX, fill_tiny, make_root
 
 pytestmark = pytest.mark.e2e
@@ -224,6 +224,43 @@ def test_what_did_not_change_is_the_same_cd(
     link = nodes.make().json("seed", knoppix)["link"]
     assert "there are no changes" in node.run("export", link, out, "--iso").err
     assert out.read_bytes() == knoppix.read_bytes()
+
+
+def test_a_cd_of_the_store_is_compared_with_its_hashes_first(
+    nodes: Nodes, node: Node, knoppix: Path, out: Path
+) -> None:
+    """Its boot files are no part of the image, whose chunks are compared as they are read."""
+    link = nodes.make().json("seed", knoppix)["link"]
+    node.run("fetch", link)
+    [pack] = node.home.torrents.glob("*/data/*/pack")
+    with pack.open("r+b") as file:
+        file.seek(pack.read_bytes().index(WORD))
+        file.write(b"That")
+    said = node.run("export", link, out, "--iso", code=CorruptError.exit_code).err
+    assert "pieces of the CD were damaged" in said
+    assert not out.exists()
+    node.run("export", link, out, "--iso")
+    assert out.read_bytes() == knoppix.read_bytes()
+
+
+def test_a_codec_is_taken_for_a_cd_without_changes(
+    node: Node, knoppix: Path, tmp_path: Path, out: Path
+) -> None:
+    node.run("export", knoppix, out, "--iso", "--codec", "xz")
+    assert "xz" in node.run("info", on_cd(out, "/KNOPPIX/KNOPPIX", tmp_path / "new.cloop")).out
+
+
+def test_nothing_stays_of_a_cd_that_is_not_written_to_its_end(
+    node: Node, knoppix: Path, out: Path
+) -> None:
+    """Killed while it writes, it leaves what the next p2pcloopd deletes."""
+    with node.started("export", knoppix, out, "--iso", "--codec", "xz") as process:
+        wait_until(lambda: list(node.home.tmp.glob("*/image")) or process.poll() is not None)
+        process.kill()
+        process.wait()
+    assert list(out.parent.iterdir()) in ([], [out])  # or it was faster than the signal
+    node.run("daemon", "start")
+    assert list(node.home.tmp.iterdir()) == []
 
 
 def test_what_cannot_be_a_cd_is_told(
