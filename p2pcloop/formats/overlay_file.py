@@ -12,6 +12,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -71,6 +72,9 @@ class OverlayFile:
     def create_hidden(cls, folder: Path) -> OverlayFile:
         """Make and lock an empty file (mode 0600) under a hidden name.
 
+        Made by sudo in a folder of the user who called it, it belongs to that user, who could not
+        even read it else.
+
         Raises:
             StorageError: the folder does not exist or cannot be written.
         """
@@ -80,6 +84,7 @@ class OverlayFile:
             raise _error(err, tr("make a file in"), folder) from err
         file = cls(descriptor, Path(name))
         try:
+            _give_to_caller(descriptor, folder)
             file.lock()
         except BaseException:
             file.close()
@@ -261,6 +266,17 @@ _HINTS = {
     errno.EEXIST: tr("choose another name, or remove that file if it is not needed"),
     errno.EPERM: tr("put it on a file system that knows hard links and holes, such as ext4"),
 }
+
+
+def _give_to_caller(descriptor: int, folder: Path) -> None:
+    """Give a file that sudo has made to the user who called it (sudo(8), SUDO_UID), if the folder
+    is that user's."""
+    user, group = (os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID"))
+    if os.geteuid() != 0 or not (user.isdigit() and group.isdigit()):
+        return
+    with suppress(OSError):  # a file system without owners, as vfat
+        if folder.stat().st_uid == int(user):
+            os.fchown(descriptor, int(user), int(group))
 
 
 def _error(err: OSError, doing: str, path: Path) -> StorageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import signal
 import subprocess
@@ -18,8 +19,31 @@ from p2pcloop.formats import overlay as overlay_module
 from p2pcloop.formats.overlay import Overlay, State
 from p2pcloop.formats.overlay_file import OverlayFile
 from p2pcloop.units import BLOCK_SIZE
+from tests.support.users import NOBODY_ELSE
 
 IMAGE = bytes(range(32))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_sudo_makes_belongs_to_its_caller_in_the_callers_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It belonged to root alone, and the user could not boot it."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder, user in ((ours, 0), (theirs, NOBODY_ELSE)):
+        folder.mkdir()
+        os.chown(folder, user, user)
+
+    def owner(folder: Path, name: str) -> tuple[int, int]:
+        Overlay.create(folder / name, image_id=IMAGE, image_size=64 * BLOCK_SIZE).close()
+        status = (folder / name).stat()
+        return status.st_uid, status.st_gid
+
+    assert owner(theirs, "by root") == (0, 0)
+    monkeypatch.setenv("SUDO_UID", str(NOBODY_ELSE))
+    monkeypatch.setenv("SUDO_GID", str(NOBODY_ELSE))
+    assert owner(theirs, "by sudo") == (NOBODY_ELSE, NOBODY_ELSE)
+    assert owner(ours, "by sudo") == (0, 0)
 
 
 def block(fill: int) -> memoryview:
