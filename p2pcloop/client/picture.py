@@ -27,7 +27,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.words import tr
 
 _KEPT = 4
-"""Layouts that are kept: some megabytes each."""
+"""Layouts that are kept: some megabytes each, 30 at most (`MAX_PIECES` of `layout`)."""
 
 
 @dataclass(frozen=True, slots=True)

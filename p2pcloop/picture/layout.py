@@ -1,9 +1,9 @@
 """Which stored bytes each cell of a chunk map shows. It depends on the image alone.
 
 The device is cut into cells of equal size, at most `MAX_CELLS`, and each cell at the borders of
-chunks. Of a large device, whose cells have many chunks, a cell is cut into `WINDOWS` equal windows
-instead, and the chunk at the start of a window stands for all of it. So a map of 1 TiB takes as
-long as one of 4 GiB.
+chunks. A cell with more than `MAX_PIECES` of these, and each cell of a large device, is cut into
+`WINDOWS` equal windows instead, and the chunk at the start of a window stands for all of it. So a
+map of 1 TiB takes as long as one of 4 GiB.
 """
 
 from __future__ import annotations
@@ -21,6 +21,13 @@ MAX_CELLS = 2048
 
 WINDOWS = 16
 """Chunks that are looked up for a cell at most, in a device whose cells are larger than that."""
+
+MAX_PIECES = 64
+"""Pieces between borders of chunks that a cell is cut into at most.
+
+A cell of 1 MiB has 4 to 16 of them as images are made. A stranger's image may have a chunk for each
+block: at 230 bytes a part its layout would have 120 MB, and four are kept. So it has 30 MB.
+"""
 
 _EXACT = 256
 """Blocks of the largest cell that is cut at each border of a chunk."""
@@ -97,18 +104,19 @@ def _cut(
     image: MergedImage, blocks: int, per_cell: int
 ) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield cell, first block, blocks, layer and chunk of each part."""
-    step = per_cell if per_cell <= _EXACT else -(-per_cell // WINDOWS)
+    step = -(-per_cell // WINDOWS)
     for cell, first in enumerate(range(0, blocks, per_cell)):
         end = min(blocks, first + per_cell)
-        for start in range(first, end, step):
-            count = min(step, end - start)
-            if per_cell > _EXACT:
-                layer, chunk, _, _ = image.map.pieces(start, 1)[0]
-                yield cell, start, count, layer, chunk
-                continue
-            for layer, chunk, _, size in image.map.pieces(start, count):
+        pieces = image.map.pieces(first, end - first) if per_cell <= _EXACT else ()
+        if 0 < len(pieces) <= MAX_PIECES:
+            start = first
+            for layer, chunk, _, size in pieces:
                 yield cell, start, size, layer, chunk
-                start += size  # noqa: PLW2901  where the next piece begins
+                start += size
+            continue
+        for start in range(first, end, step):
+            layer, chunk, _, _ = image.map.pieces(start, 1)[0]
+            yield cell, start, min(step, end - start), layer, chunk
 
 
 def _place(image: MergedImage, layer: int, chunk: int) -> tuple[ByteRange | None, bool]:

@@ -17,7 +17,7 @@ from p2pcloop.image.content import StoredContent
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.picture.chunk_map import EARLIER, OWN, Held, State, make_map
-from p2pcloop.picture.layout import WINDOWS, Layout, Part, lay_out
+from p2pcloop.picture.layout import MAX_PIECES, WINDOWS, Layout, Part, lay_out
 from p2pcloop.store.intervals import Ranges
 from tests.support.images import PIECE, StoredLayer, make_image, make_layer
 
@@ -178,6 +178,18 @@ def test_a_large_device_is_looked_at_in_windows() -> None:
     assert len(layout.parts) == 2 * WINDOWS
     assert sum(part.count for part in layout.parts) == blocks
     assert [n for n, part in enumerate(layout.parts) if not part.empty] == [0, WINDOWS]
+
+
+def test_a_cell_of_very_many_chunks_is_looked_at_in_windows() -> None:
+    """Else a stranger's image with a chunk for each block would take the memory of half a million
+    parts."""
+    few, many = MAX_PIECES - 1, 2 * MAX_PIECES  # the rest of the first cell is one more piece
+    chunks = [bytes(4095) + b"1", bytes(4095) + b"2"]
+    runs = [Run(block, 1, block % 2, 0, 1) for block in (*range(few), *range(many, 2 * many))]
+    layout = lay_out(MergedImage([make_layer(runs, chunks, 2 * many)]), 2)
+    cut = [sum(part.cell == cell for part in layout.parts) for cell in range(2)]
+    assert cut == [MAX_PIECES, WINDOWS]
+    assert sum(part.count for part in layout.parts) == 2 * many
 
 
 def test_the_places_of_a_stored_layer(tmp_path: Path) -> None:
