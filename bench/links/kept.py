@@ -33,11 +33,7 @@ _BEFORE, _OWN, _NONE = "of the version before", "its own", "none"
 def parse(args: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     about = "Boot the next version of an image with the profile of the one before."
-    parser = words.parser("kept", about, rounds=5)
-    parser.add_argument(
-        "--link", type=words.link, default=words.link("1507"), help="(default 1507)"
-    )
-    return parser.parse_args(args)
+    return words.parser("kept", about, rounds=5, link_of="each host").parse_args(args)
 
 
 def main(args: Sequence[str]) -> int:

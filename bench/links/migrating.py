@@ -107,9 +107,8 @@ def _watched(paths: Sequence[Path]) -> Iterator[_Watch]:
 
 def parse(args: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = words.parser("migrate", "Move a running guest over a line, and back.", rounds=1)
-    parser.add_argument("--link", type=words.link, default=words.link("1507"), help="of each host")
-    return parser.parse_args(args)
+    about = "Move a running guest over a line, and back."
+    return words.parser("migrate", about, rounds=1, link_of="each host").parse_args(args)
 
 
 def main(args: Sequence[str]) -> int:

@@ -101,8 +101,8 @@ class Crowd:
 
 def parse(args: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = words.parser("netboot", "Let bare machines boot over the network.", rounds=3)
-    parser.add_argument("--link", type=words.link, default=words.link("1507"), help="of the node")
+    about = "Let bare machines boot over the network."
+    parser = words.parser("netboot", about, rounds=3, link_of="the node")
     parser.add_argument(
         "--machines",
         type=words.within(2, MAX_MACHINES, int),

@@ -28,9 +28,8 @@ _MANY, OF_ALONE = 8, 1.5
 
 def parse(args: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = words.parser("state-crowd", "Resume one state at many machines at once.", rounds=3)
-    parser.add_argument("--link", type=words.link, default=words.link("1507"), help="of each host")
-    return parser.parse_args(args)
+    about = "Resume one state at many machines at once."
+    return words.parser("state-crowd", about, rounds=3, link_of="each host").parse_args(args)
 
 
 def main(args: Sequence[str]) -> int:

@@ -18,6 +18,9 @@ from bench.links.usage import own_group
 from bench.run_setup import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
 MACHINE_CANNOT, INTERRUPTED = 2, 130
+_LINK = "1507"
+"""KB/s of a slow line, where the user chooses no other."""
+
 _PATHS = ("--out", "--p2pcloop", "--profile", "--recorded")
 """Options that take a path: they are no part of the command that repeats a run."""
 
@@ -113,8 +116,14 @@ def command_of(name: str, args: Sequence[str]) -> str:
     return shlex.join(["tools/bench", name, *kept])
 
 
-def parser(name: str, about: str, *, rounds: int, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser of `tools/bench NAME` with the options that all have."""
+def parser(
+    name: str, about: str, *, rounds: int, epilog: str = "", link_of: str = ""
+) -> argparse.ArgumentParser:
+    """A parser of `tools/bench NAME` with the options that all have.
+
+    Args:
+        link_of: whose link `--link` chooses; empty: there is no such option.
+    """
     made = argparse.ArgumentParser(
         prog=f"tools/bench {name}",
         description=f"{about} Hosts are network namespaces of this machine; needs root.",
@@ -128,6 +137,9 @@ def parser(name: str, about: str, *, rounds: int, epilog: str = "") -> argparse.
         default=rounds,
         help=f"samples of each (default {rounds})",
     )
+    if link_of:
+        help_ = f"of {link_of} (default {_LINK})"
+        made.add_argument("--link", type=link, default=link(_LINK), help=help_)
     made.add_argument(
         "--tiny",
         dest="image",

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from p2pcloop.store.default_root import default_root
+
 if TYPE_CHECKING:
     import click
 
@@ -214,8 +216,7 @@ def home_of(words: Sequence[str], environment: Mapping[str, str]) -> Path:
         return Path(words[words.index("--home") + 1]).expanduser()
     if given := environment.get("P2PCLOOP_HOME"):
         return Path(given).expanduser()
-    data = environment.get("XDG_DATA_HOME", "").strip() or "~/.local/share"
-    return Path(data).expanduser() / "p2pcloop"
+    return Path(default_root(environment)).expanduser()
 
 
 def answer_shell(table: Path = TABLE, environment: Mapping[str, str] = os.environ) -> bool:

@@ -44,6 +44,7 @@ from pathlib import Path
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.named import has_name, open_named
 from p2pcloop.frozen import dataclass
+from p2pcloop.store.default_root import default_root
 from p2pcloop.words import tr
 
 _STAGING_PREFIX = "seed-"
@@ -66,9 +67,7 @@ class Home:
     def at(cls, root: Path | str | None = None) -> Home:
         """The home at `root`, or the user's default one (XDG data directory)."""
         if root is None:
-            import platformdirs  # noqa: PLC0415  20 ms that a given --home saves
-
-            root = platformdirs.user_data_path("p2pcloop", appauthor=False)
+            root = default_root(os.environ)
         return cls(Path(root).expanduser().absolute())
 
     @property
