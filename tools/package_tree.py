@@ -177,9 +177,9 @@ def _environment(root: Path, layout: Layout) -> list[Bundled]:
     return [each for each in bundled if each.name != "p2pcloop"]
 
 
-_UNUSED = ("*.pyi", "*.pxd", "*.pyx", "*.dist-info/sboms/*", "zstandard/*cffi*")
-"""What no program loads: types, sources of compiled modules, lists for auditors, and the second of
-two implementations of zstandard."""
+_UNUSED = ("*.pyi", "*.pxd", "*.pyx", "*.dist-info/sboms/*", "zstandard/*cffi*", "trio/**/_tests")
+"""What no program loads: types, sources of compiled modules, lists for auditors, the second of two
+implementations of zstandard, and trio's own tests."""
 
 
 def drop_unused(site: Path) -> None:
@@ -187,7 +187,10 @@ def drop_unused(site: Path) -> None:
     sources = {path.with_name(f"{path.name.partition('.')[0]}.py") for path in site.rglob("*.so")}
     unused = [path for pattern in _UNUSED for path in site.rglob(pattern)]
     for path in {*unused, *(source for source in sources if source.exists())}:
-        path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # it may have been a part of a folder
 
 
 def _pip(site: Path, layout: Layout, wanted: Iterable[str | Path]) -> None:

@@ -10,7 +10,6 @@ import click
 
 from p2pcloop.cli.options import IMAGE, home_option, json_option, key_option, public_option
 from p2pcloop.cli.published import report_link
-from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.delta import squash
 from p2pcloop.client.fetch import fetch_all
 from p2pcloop.client.publisher import Publisher
@@ -62,7 +61,7 @@ def command(
     target = resolve_stored(ref, home, why_no_file=tr("it has no layers"), hint="give @key/label")
     target.check_secret()
     with ExitStack() as stack:
-        client = stack.enter_context(ensure_daemon(home))
+        client = stack.enter_context(target.client)
         manifest = target.signed.manifest
         publisher = stack.enter_context(Publisher.of(home, client, manifest.label, key_name))
         publisher.check_newest(target, hint="what is not yours can be joined by `p2pcloop export`")

@@ -33,7 +33,7 @@ from p2pcloop.words import tr
 OnEvent = Callable[[str, dict[str, Any]], None]
 _RECEIVE_SIZE = 1 << 18
 
-_AWAITED = {
+AWAITED = {
     "check_mirror": "the answers of the mirror",
     "fetch": "the image",
     "gc": "room on the disk to be given back",
@@ -136,7 +136,7 @@ class ControlClient:
         request = Request(next(self._ids), op, given)
         with _naming_loss(op):
             self._connection.sendall(encode(request))
-        wait = Wait(_AWAITED.get(op, "p2pcloopd"))
+        wait = Wait(AWAITED.get(op, "p2pcloopd"))
         try:
             return self._take_reply(request, on_event, wait)
         finally:

@@ -33,6 +33,15 @@ def test_the_text_names_what_needs_each(p2pcloop: Run) -> None:
     assert any(line.startswith("ok       FUSE (for mount): ") for line in lines)
 
 
+def test_a_node_that_runs_is_told(p2pcloop: Run) -> None:
+    pid = p2pcloop("daemon", "start", "--json").json["pid"]
+    try:
+        told = look(p2pcloop, 0)["p2pcloopd"]
+    finally:
+        p2pcloop("daemon", "stop")
+    assert told["said"].startswith(f"process {pid}; peers reach it at 127.0.0.1:")
+
+
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine on which no program is found."""

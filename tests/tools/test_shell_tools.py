@@ -70,6 +70,15 @@ def test_every_package_has_its_reason_and_stands_once() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_setup_installs_each_part_of_the_list() -> None:
+    listed = re.findall(
+        r"^# to (.*)", (CHECKOUT / "tools/debian-packages.txt").read_text(), re.MULTILINE
+    )
+    every, users = re.findall(r"sections='(.*?)'", (CHECKOUT / "tools/setup").read_text())
+    assert all(part.startswith(tuple(every.split("|"))) for part in listed)
+    assert users.split("|") == [part for part in listed if part in users]
+
+
 def test_help_names_every_option() -> None:
     done = build_image("--help")
     assert done.returncode == 0

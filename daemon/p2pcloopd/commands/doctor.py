@@ -243,7 +243,7 @@ def _node(home: Home) -> str:
     except NotRunningError:
         return tr("does not run; commands start it when they need it")
     with client:
-        node = client.call("status")["node"]
+        node = client.call("status")
     where = ", ".join(node["listen"]) or "nowhere"
     return tr("process {pid}; peers reach it at {where}", pid=client.pid, where=where)
 
