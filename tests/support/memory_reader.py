@@ -23,7 +23,11 @@ for line in sys.stdin:
     word, *numbers = line.split()
     first, last = map(int, numbers)
     if word == "read":
-        print(hashlib.sha256(memory[first:last]).hexdigest(), flush=True)
+        digest = hashlib.sha256()
+        # Page by page: the C library may copy many of them from the last to the first.
+        for at in range(first, last, 4096):
+            digest.update(memory[at : min(at + 4096, last)])
+        print(digest.hexdigest(), flush=True)
     elif word == "write":
         memory[first:last] = b"w" * (last - first)
         print("written", flush=True)
