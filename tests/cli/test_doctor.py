@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from p2pcloopd.commands import doctor
+from p2pcloopd.guest.machine import kvm
 from tests.support.command import Run
 
 
@@ -40,6 +42,31 @@ def test_a_node_that_runs_is_told(p2pcloop: Run) -> None:
     finally:
         p2pcloop("daemon", "stop")
     assert told["said"].startswith(f"process {pid}; peers reach it at 127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("why_not", "may", "result", "hint"),
+    [
+        ("", True, "ok", None),
+        ("it is too slow", True, "absent", None),
+        ("it cannot be used", False, "absent", "adduser $USER kvm"),
+    ],
+)
+def test_kvm_is_what_the_probe_found(
+    p2pcloop: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    why_not: str, may: bool, result: str, hint: str | None,
+) -> None:  # fmt: skip
+    device = tmp_path / "kvm"
+    device.touch()
+    monkeypatch.setattr(kvm, "DEVICE", device)
+    monkeypatch.setattr(kvm, "probe_kvm", lambda: kvm.Kvm(why_not))
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, *m: may if path == device else access(path, *m))
+    found = look(p2pcloop, 0)["KVM"]
+    assert found["result"] == result
+    assert found["said"].startswith(why_not or "a guest ran in it")
+    assert (hint or "") in (found["hint"] or "")
+    assert bool(found["hint"]) == bool(hint)
 
 
 @pytest.fixture

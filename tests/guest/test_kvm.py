@@ -5,12 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from p2pcloopd.guest.machine import kvm
+from p2pcloopd.guest.machine import kvm, qemu
+from p2pcloopd.guest.machine.qemu import QemuMachine
+from p2pcloopd.guest.machine.qemu_command import CPU, Accelerator, FirmwareFiles, Pc, cpu_words
+from p2pcloopd.guest.sandbox import bubblewrap
+from p2pcloopd.guest.system.kernel import Kernel
 
+KERNEL = Kernel(Path("/vmlinuz"), "6.1", None)
 BUSYBOX = ["/bin/busybox", "sh", "-c"]
 
 
@@ -79,3 +87,48 @@ def test_the_machine_that_this_test_runs_on_is_judged_in_time() -> None:
     assert time.monotonic() - started < 60  # the limit of the probe, and a loaded machine
     if not kvm.DEVICE.exists():
         assert "has no /dev/kvm" in found.why_not
+
+
+@pytest.mark.parametrize(
+    ("why_not", "name", "told"),
+    [
+        ("", "qemu (kvm)", "runs in QEMU, with KVM"),
+        ("/dev/kvm is asleep", "qemu (tcg)", "without KVM, which takes longer: /dev/kvm is asleep"),
+    ],
+)
+def test_a_guest_runs_by_what_the_probe_found(
+    monkeypatch: pytest.MonkeyPatch, why_not: str, name: str, told: str
+) -> None:
+    monkeypatch.setattr(kvm, "probe_kvm", lambda: kvm.Kvm(why_not))
+    unpacked: list[bool] = []
+    monkeypatch.setattr(
+        qemu, "_kernel_files", lambda *_, **words: unpacked.append(words["unpacked"])
+    )
+    spec: Any = SimpleNamespace(firmware=None, kernel=KERNEL)
+    machine = QemuMachine(KERNEL)
+    assert (machine.name, machine.remark.endswith(told)) == (name, True)
+    # With KVM a kernel unpacks itself: it does so quickly, and at an address of its choice.
+    machine._boots(spec, None, ExitStack())
+    assert unpacked == [name == "qemu (tcg)"]
+
+
+@pytest.mark.parametrize(("accelerator", "devices"), [("kvm", [kvm.DEVICE]), ("tcg", [])])
+def test_only_a_guest_of_kvm_gets_its_device(
+    monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator, devices: list[Path]
+) -> None:
+    given: dict[str, Any] = {}
+
+    def prepare(command: list[str], **options: Any) -> None:
+        given.update(options, command=command)
+
+    monkeypatch.setattr(bubblewrap, "prepare", prepare)
+    pc = Pc(Path("/q"), accelerator, CPU, 512 << 20, 6, (), (), 7, 8, FirmwareFiles())
+    qemu._boxed(pc, {})
+    assert given["devices"] == devices
+    chosen = given["command"][given["command"].index("-accel") + 1]
+    assert chosen.split(",")[0] == accelerator
+
+
+def test_the_vendor_of_the_processor_is_the_hosts_with_kvm_alone() -> None:
+    assert cpu_words("kvm", "GenuineIntel") == f"{CPU},vendor=GenuineIntel"
+    assert cpu_words("tcg", "GenuineIntel") == CPU
