@@ -26,6 +26,7 @@ from p2pcloop.formats.file_tree import (
     Read,
     Run,
     content,
+    places,
     prepare_nothing,
 )
 from p2pcloop.words import tr
@@ -187,7 +188,7 @@ class Ext4:
             )
         if start % _PREPARED == 0:
             runs = self.runs(folder, start, _PREPARED)
-            self._prepare([(place, size) for size, place in runs if place is not None])
+            self._prepare(places(runs))
         data = content(self.runs(folder, start, _PART), self._take, self._prepare)
         found: list[Entry] = []
         for at in range(0, len(data), self._block):

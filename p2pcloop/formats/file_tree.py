@@ -28,8 +28,9 @@ Prepare = Callable[[Sequence[tuple[int, int]]], None]
 """Called with ranges of the device that are read next, one by one: so what is not here can be
 fetched at once. It may raise what the caller catches."""
 
-Run = tuple[int, int | None]
-"""Bytes of a file that lie together: their number, and where in the device; None for zeros."""
+Run = tuple[int, int | memoryview | None]
+"""Bytes of a file that lie together: their number, and where in the device; None for zeros; the
+bytes themselves where the file system compressed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,5 +103,17 @@ def prepare_nothing(ranges: Sequence[tuple[int, int]]) -> None:
 def content(runs: Iterable[Run], read: Read, prepare: Prepare = prepare_nothing) -> bytes:
     """The bytes of some runs, which must be few."""
     runs = list(runs)
-    prepare([(place, size) for size, place in runs if place is not None])
-    return b"".join(bytes(size) if place is None else read(place, size) for size, place in runs)
+    prepare(places(runs))
+    return b"".join(_bytes(run, read) for run in runs)
+
+
+def places(runs: Iterable[Run]) -> list[tuple[int, int]]:
+    """Where the bytes of some runs lie in the device: offset, length."""
+    return [(place, size) for size, place in runs if isinstance(place, int)]
+
+
+def _bytes(run: Run, read: Read) -> bytes | memoryview:
+    size, place = run
+    if place is None:
+        return bytes(size)
+    return read(place, size) if isinstance(place, int) else place

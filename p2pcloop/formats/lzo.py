@@ -26,8 +26,23 @@ def decode_lzo(stored: bytes, size: int) -> bytes:
         FormatError: damaged, cut off, of another size, or followed by something.
         NeedsPackageError: liblzo2 is not installed.
     """
-    content = ctypes.create_string_buffer(max(size, 1))
-    length = ctypes.c_size_t(size)
+    content = decode_lzo_up_to(stored, size)
+    if len(content) != size:
+        raise FormatError(
+            tr("an LZO block holds {what} bytes, not {size}", what=len(content), size=size)
+        )
+    return content
+
+
+def decode_lzo_up_to(stored: bytes, most: int) -> bytes:
+    """Return the content of one LZO1X block that holds at most `most` bytes; never makes more.
+
+    Raises:
+        FormatError: damaged, cut off, longer, or followed by something.
+        NeedsPackageError: liblzo2 is not installed.
+    """
+    content = ctypes.create_string_buffer(max(most, 1))
+    length = ctypes.c_size_t(most)
     code = _library().lzo1x_decompress_safe(
         stored, len(stored), content, ctypes.byref(length), None
     )
@@ -35,15 +50,11 @@ def decode_lzo(stored: bytes, size: int) -> bytes:
         raise FormatError(
             tr(
                 "an LZO block is damaged or longer than {size} bytes (LZO error {code})",
-                size=size,
+                size=most,
                 code=code,
             )
         )
-    if length.value != size:
-        raise FormatError(
-            tr("an LZO block holds {what} bytes, not {size}", what=length.value, size=size)
-        )
-    return content.raw[:size]
+    return content.raw[: length.value]
 
 
 def encode_lzo(content: bytes) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.file_tree import Entry
+from p2pcloop.formats.file_tree import Entry, FileTree
 from p2pcloop.image.api import Missing
 from p2pcloopd.mount import files as module
 from p2pcloopd.mount.files import FileSystem, NameTables
@@ -29,7 +29,10 @@ class Image:
 
     Attributes:
         fetched: the ranges of each round of fetching.
+        tree: the file system, once it was read.
     """
+
+    tree: FileTree[Any] | None = None
 
     def __init__(self, content: bytes) -> None:
         self.device = MemoryDevice(content)

@@ -21,6 +21,7 @@ from p2pcloop.formats.ext4 import Ext4
 from p2pcloop.formats.file_tree import MAX_ENTRIES, Entry, FileTree, Inode, Prepare, Read
 from p2pcloop.formats.iso_files import IsoFiles
 from p2pcloop.formats.manifest import Manifest, SignedManifest
+from p2pcloop.formats.squashfs import Squashfs
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.protocol.fuse import DirectoryEntry
@@ -41,7 +42,11 @@ from p2pcloopd.mount.nodes import (
 
 Open = Callable[[Read, int, Prepare], FileTree[Any]]
 
-_READERS: dict[str, Open] = {"ext2": Ext4, "ext3": Ext4, "ext4": Ext4, "iso9660": IsoFiles}
+_READERS: dict[str, Open] = {
+    **dict.fromkeys(("ext2", "ext3", "ext4"), Ext4),
+    "iso9660": IsoFiles,
+    "squashfs": Squashfs,
+}
 """File systems whose files are shown, and what reads them."""
 
 _ROOT = 0
@@ -139,13 +144,16 @@ class FileSystem:
         """
         image = await self._hold()
         try:
-            device = image.device
-            read, prepare = partial(_read, device), partial(_prepare, device)
-            files = await _completed(image, lambda: self._open(read, device.size, prepare))
+            tree = image.tree
+            if tree is None:
+                device = image.device
+                read, prepare = partial(_read, device), partial(_prepare, device)
+                tree = await _completed(image, lambda: self._open(read, device.size, prepare))
+                image.tree = tree
         except BaseException:
             image.release()
             raise
-        return OpenTree(image, files)
+        return OpenTree(image, tree)
 
     async def inode(self, number: int) -> Inode:
         """Read an inode.
@@ -339,8 +347,8 @@ class _OpenFile:
         for size, place in self._tree.files.runs(self._inode, offset, len(view)):
             part = view[done : done + size]
             done += size
-            if place is None:
-                part[:] = bytes(size)
+            if not isinstance(place, int):
+                part[:] = bytes(size) if place is None else place
                 continue
             try:
                 self._tree.image.device.read_into(place, (part,))

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from p2pcloop.client.whole import is_all_here
 from p2pcloop.errors import P2pcloopError
+from p2pcloop.formats.file_tree import FileTree
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
@@ -56,6 +58,16 @@ class HeldImage:
         """The device, which is only read."""
         return self.backend.device
 
+    @property
+    def tree(self) -> FileTree[Any] | None:
+        """Its file system, with what that keeps in memory; None until a reader of it has set it."""
+        return None if self._image is None else self._image.tree
+
+    @tree.setter
+    def tree(self, tree: FileTree[Any]) -> None:
+        assert self._image is not None, "it is held"
+        self._image.tree = tree
+
     def release(self) -> None:
         """Use it no more; a second call does nothing."""
         if self._image is not None:
@@ -71,12 +83,14 @@ class _Image:
         rest: called when its last user has gone.
         give_up: called when every reader that waited for the opening has gone. It is cancelled
             then, which takes a while: a reader that comes meanwhile must not find it.
+        tree: its file system, once one was read.
     """
 
     rest: Callable[[], None]
     give_up: Callable[[], None]
     users: int = 0
     backend: StoredBackend | None = None
+    tree: FileTree[Any] | None = None
     error: P2pcloopError | None = None
     hurried: bool = False
     opening: trio.CancelScope = field(default_factory=trio.CancelScope)

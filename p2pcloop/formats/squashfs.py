@@ -1,0 +1,400 @@
+"""The files of a squashfs 4.0, read one structure at a time; see `FileTree`.
+
+Inodes, directories and the list of fragments lie in metadata blocks of 8 KiB, each compressed by
+itself. The number of an inode is the place of its metadata block and its offset there, and one. A
+file is a row of blocks, each compressed by itself; its end may be a part of a block that several
+files share, a fragment. What was decoded last is kept: programs read files bit by bit.
+
+Sources: the kernel's Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats.file_tree import (
+    MAX_LINK,
+    MAX_NAME,
+    Entry,
+    Inode,
+    Part,
+    Prepare,
+    Read,
+    Run,
+    prepare_nothing,
+)
+from p2pcloop.formats.squashfs_blocks import DECODERS
+from p2pcloop.words import tr
+
+MAX_DIRECTORY = 16 << 20
+"""Bytes of a directory that is read: as of ext4.py."""
+
+MAX_BLOCKS = 1 << 20
+"""Blocks of a file that is read: 128 GiB with mksquashfs's own size of blocks."""
+
+_SUPERBLOCK = struct.Struct("<4sIIIIHHHHHHQQQQQQQQ")
+_MAGIC = b"hsqs"
+_METADATA = 8192
+_PLAIN_METADATA = 1 << 15
+_PLAIN_BLOCK = 1 << 24
+_NO_FRAGMENT = 0xFFFFFFFF
+_PER_BLOCK = _METADATA // 16
+_ABSENT = 1 << 63
+"""No table lies there: of one that is left out, the place is all ones."""
+
+_KEPT_METADATA = 64
+_KEPT_BLOCKS = 2
+_SIZES_AT_ONCE = 2048
+
+_INODE = struct.Struct("<HHHHII")
+_FOLDER, _LONG_FOLDER = struct.Struct("<IIHHI"), struct.Struct("<IIIIHHI")
+_FILE, _LONG_FILE = struct.Struct("<IIII"), struct.Struct("<QQQIIII")
+_LINK = struct.Struct("<II")
+_HEADER, _ENTRY = struct.Struct("<III"), struct.Struct("<HhHH")
+_FRAGMENT = struct.Struct("<QII")
+_KINDS = (
+    *(0, stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK),
+    *(stat.S_IFBLK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFSOCK),
+)
+"""By the type of an inode; that of one with more fields is greater by 7."""
+
+_MOST_ENTRIES = 256
+_DOTS = 3
+"""Bytes by which a directory claims to be longer: for `.` and `..`, which are not stored."""
+
+_AGAIN = tr("ask the publisher whether the image is whole")
+_MOUNT = tr("mount disk.img")
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class _Place(NamedTuple):
+    """A place in metadata: of its block, counted from the table's start, and in its content."""
+
+    block: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """The row of blocks of a file, as far as it was read: where each lies, and how it is stored.
+
+    Attributes:
+        starts: of each block, and where the one behind the last lies.
+    """
+
+    next: list[_Place]
+    sizes: array[int] = field(default_factory=lambda: array("I"))
+    starts: array[int] = field(default_factory=lambda: array("Q"))
+
+
+@dataclass(frozen=True, slots=True)
+class SquashInode(Inode):
+    """An inode of a squashfs.
+
+    Attributes:
+        place: of a directory's entries, a link's target, a file's row of blocks.
+        start: of a file's first block in the device.
+        fragment: the number of the fragment with the file's end; None if that is a block.
+        within: the offset of the file's end in that fragment.
+    """
+
+    place: _Place
+    start: int = 0
+    fragment: int | None = None
+    within: int = 0
+
+
+class _Stored(NamedTuple):
+    """A block in the device; 0 bytes stand for zeros."""
+
+    place: int
+    length: int
+    plain: bool
+
+
+class Squashfs:
+    """A file system; see `FileTree`."""
+
+    def __init__(self, read: Read, size: int, prepare: Prepare = prepare_nothing) -> None:
+        """Read the superblock.
+
+        Args:
+            read: reads the device.
+            size: bytes of the device.
+            prepare: see `Prepare`.
+
+        Raises:
+            FormatError: it is none, is damaged, or is of a version or compression not read here.
+        """
+        self._read = read
+        self._prepare = prepare
+        self._size = size
+        data = read(0, _SUPERBLOCK.size) if size >= _SUPERBLOCK.size else b""
+        if data[:4] != _MAGIC:
+            raise FormatError(tr("it has no superblock of squashfs"), hint=_AGAIN)
+        fields = _SUPERBLOCK.unpack(data)
+        self._block, self._fragment_count, compression, shift = fields[3:7]
+        version, (root, _used) = fields[9:11], fields[11:13]
+        self._inodes, self._folders, self._fragments = fields[15:18]
+        if version != (4, 0):
+            raise FormatError(
+                tr("its squashfs has version {major}.{minor}", major=version[0], minor=version[1]),
+                hint=_MOUNT,
+            )
+        if compression not in DECODERS:
+            raise FormatError(tr("its squashfs is compressed by LZMA"), hint=_MOUNT)
+        if not 12 <= shift <= 20 or self._block != 1 << shift:
+            raise FormatError(
+                tr("the superblock of its squashfs has impossible values"), hint=_AGAIN
+            )
+        self._decode = DECODERS[compression]
+        self.root = root + 1
+        self._metadata: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
+        self._decoded: OrderedDict[int, bytes] = OrderedDict()
+        self._rows: OrderedDict[int, _Blocks] = OrderedDict()
+
+    def inode(self, number: int) -> SquashInode:
+        """Read an inode.
+
+        Raises:
+            FormatError: there is none of this number.
+        """
+        if number < 1:
+            raise FormatError(tr("there is no inode {number}", number=number), hint=_AGAIN)
+        at = _Place(*divmod(number - 1, 1 << 16))
+        head, at = self._take(self._inodes, at, _INODE.size)
+        kind, mode, _, _, changed, _ = _INODE.unpack(head)
+        mode = (mode & 0o7777) | (_KINDS[(kind - 1) % 7 + 1] if 1 <= kind <= 14 else 0)
+        match stat.S_IFMT(mode):
+            case stat.S_IFDIR:
+                return self._folder(number, mode, changed, at, long=kind > 7)
+            case stat.S_IFREG:
+                return self._file(number, mode, changed, at, long=kind > 7)
+            case stat.S_IFLNK:
+                fields, at = self._take(self._inodes, at, _LINK.size)
+                return SquashInode(number, mode, _LINK.unpack(fields)[1], changed, at)
+            case 0:
+                raise FormatError(tr("there is no inode {number}", number=number), hint=_AGAIN)
+        return SquashInode(number, mode, 0, changed, at)
+
+    def entries(self, folder: SquashInode, start: int = 0) -> Part:
+        """See `FileTree.entries`; a part is what has one header.
+
+        Raises:
+            FormatError: it is no directory, too large, or damaged.
+        """
+        if not stat.S_ISDIR(folder.mode):
+            raise FormatError(
+                tr("inode {number} is no directory", number=folder.number), hint=_AGAIN
+            )
+        if folder.size > MAX_DIRECTORY:
+            raise FormatError(
+                tr("a directory is longer than {max_directory} bytes", max_directory=MAX_DIRECTORY)
+            )
+        done, at = _resumed(start) if start else (0, folder.place)
+        if done + _DOTS >= folder.size:
+            return [], None
+        head, at = self._take(self._folders, at, _HEADER.size)
+        count, block, _ = _HEADER.unpack(head)
+        if count >= _MOST_ENTRIES:
+            raise FormatError(tr("a directory of the squashfs is damaged"), hint=_AGAIN)
+        done += _HEADER.size
+        found: list[Entry] = []
+        for _ in range(count + 1):
+            head, at = self._take(self._folders, at, _ENTRY.size)
+            offset, _, kind, length = _ENTRY.unpack(head)
+            if length >= MAX_NAME + 1 or not 1 <= kind <= 7:
+                raise FormatError(tr("a directory of the squashfs is damaged"), hint=_AGAIN)
+            name, at = self._take(self._folders, at, length + 1)
+            done += _ENTRY.size + length + 1
+            if b"/" not in name and b"\0" not in name and name not in (b".", b".."):
+                found.append(Entry(name, (block << 16 | offset) + 1, _KINDS[kind]))
+        return found, _resumption(done, at) if done + _DOTS < folder.size else None
+
+    def target(self, link: SquashInode) -> bytes:
+        """The target of a symbolic link.
+
+        Raises:
+            FormatError: it is no link, or its target is too long.
+        """
+        if not stat.S_ISLNK(link.mode) or not 0 < link.size < MAX_LINK:
+            raise FormatError(
+                tr("inode {number} is no symbolic link", number=link.number), hint=_AGAIN
+            )
+        return self._take(self._inodes, link.place, link.size)[0]
+
+    def runs(self, file: SquashInode, offset: int, length: int) -> Iterator[Run]:
+        """The bytes of a file, and where those lie that are not compressed.
+
+        Raises:
+            FormatError: it is damaged, or too long.
+        """
+        end = min(offset + length, file.size)
+        if offset >= end:
+            return
+        first, last = offset // self._block, (end - 1) // self._block
+        blocks = [self._stored(file, number) for number in range(first, last + 1)]
+        self._prepare(
+            [each[:2] for each in blocks if each.length and each.place not in self._decoded]
+        )
+        for number, stored in enumerate(blocks, first):
+            base = number * self._block - (file.within if self._is_fragment(file, number) else 0)
+            last_byte = min(end, (number + 1) * self._block)
+            yield self._run(stored, max(offset, number * self._block) - base, last_byte - base)
+
+    def _run(self, stored: _Stored, start: int, stop: int) -> Run:
+        """A part of the content of a block."""
+        if not stored.length:
+            return stop - start, None
+        if stored.plain:
+            if stop > stored.length:
+                raise FormatError(
+                    tr("a file of the squashfs is longer than its blocks"), hint=_AGAIN
+                )
+            return stop - start, stored.place + start
+        content = self._content(stored)
+        if stop > len(content):
+            raise FormatError(tr("a file of the squashfs is longer than its blocks"), hint=_AGAIN)
+        return stop - start, memoryview(content)[start:stop]
+
+    def _folder(
+        self, number: int, mode: int, changed: int, at: _Place, *, long: bool
+    ) -> SquashInode:
+        if long:
+            fields, _ = self._take(self._inodes, at, _LONG_FOLDER.size)
+            _, size, block, _, _, offset, _ = _LONG_FOLDER.unpack(fields)
+        else:
+            fields, _ = self._take(self._inodes, at, _FOLDER.size)
+            block, _, size, offset, _ = _FOLDER.unpack(fields)
+        return SquashInode(number, mode, size, changed, _Place(block, offset))
+
+    def _file(self, number: int, mode: int, changed: int, at: _Place, *, long: bool) -> SquashInode:
+        if long:
+            fields, at = self._take(self._inodes, at, _LONG_FILE.size)
+            start, size, _, _, fragment, within, _ = _LONG_FILE.unpack(fields)
+        else:
+            fields, at = self._take(self._inodes, at, _FILE.size)
+            start, fragment, within, size = _FILE.unpack(fields)
+        there = None if fragment == _NO_FRAGMENT else fragment
+        return SquashInode(number, mode, size, changed, at, start, there, within)
+
+    def _is_fragment(self, file: SquashInode, number: int) -> bool:
+        """Whether a block of a file is a part of a fragment."""
+        return file.fragment is not None and number == file.size // self._block
+
+    def _stored(self, file: SquashInode, number: int) -> _Stored:
+        """Where a block of a file is stored, or the fragment that stands for it."""
+        if file.fragment is not None and self._is_fragment(file, number):
+            return self._stored_fragment(file.fragment)
+        if number >= MAX_BLOCKS:
+            raise FormatError(
+                tr("a file has more than {most} blocks", most=MAX_BLOCKS), hint=_MOUNT
+            )
+        row = self._rows.get(file.number)
+        if row is None:
+            row = _keep(self._rows, file.number, _Blocks([file.place]), _KEPT_BLOCKS)
+            row.starts.append(file.start)
+        self._extend(row, file, number + 1)
+        return self._block_at(row.starts[number], row.sizes[number])
+
+    def _extend(self, row: _Blocks, file: SquashInode, count: int) -> None:
+        """Read the row of a file's blocks until it has so many; what was read stays."""
+        ends = 0 if file.fragment is not None else self._block - 1
+        total = (file.size + ends) // self._block
+        while len(row.sizes) < count:
+            some = min(_SIZES_AT_ONCE, total - len(row.sizes))
+            data, at = self._take(self._inodes, row.next[0], 4 * some)
+            sizes = struct.unpack(f"<{some}I", data)
+            place, starts = row.starts[-1], list[int]()
+            for size in sizes:
+                place = min(place + (size & ~_PLAIN_BLOCK), self._size)
+                starts.append(place)
+            row.sizes.extend(sizes)
+            row.starts.extend(starts)
+            row.next[0] = at
+
+    def _stored_fragment(self, number: int) -> _Stored:
+        if number >= self._fragment_count or self._fragments >= _ABSENT:
+            raise FormatError(tr("a file of the squashfs names no fragment"), hint=_AGAIN)
+        block, index = divmod(number, _PER_BLOCK)
+        (table,) = struct.unpack("<Q", self._bytes(self._fragments + 8 * block, 8))
+        data, _ = self._take(table, _Place(0, index * _FRAGMENT.size), _FRAGMENT.size)
+        place, size, _ = _FRAGMENT.unpack(data)
+        return self._block_at(place, size)
+
+    def _block_at(self, place: int, size: int) -> _Stored:
+        """A block, from what the file system tells as its size."""
+        length = size & ~_PLAIN_BLOCK
+        if length > self._block or place + length > self._size:
+            raise FormatError(tr("a file of the squashfs is damaged"), hint=_AGAIN)
+        return _Stored(place, length, bool(size & _PLAIN_BLOCK))
+
+    def _content(self, stored: _Stored) -> bytes:
+        """The content of a block that is compressed."""
+        content = self._decoded.get(stored.place)
+        if content is None:
+            content = self._decode(self._bytes(stored.place, stored.length), self._block)
+            _keep(self._decoded, stored.place, content, _KEPT_BLOCKS)
+        return content
+
+    def _take(self, table: int, at: _Place, length: int) -> tuple[bytes, _Place]:
+        """Bytes of metadata, and the place behind them."""
+        block, offset = at
+        found = bytearray()
+        while len(found) < length:
+            content, following = self._metadata_block(table + block)
+            if offset >= len(content):
+                if offset > len(content) or not content:
+                    raise FormatError(tr("its squashfs names no place in metadata"), hint=_AGAIN)
+                block, offset = following - table, 0
+                continue
+            part = content[offset : offset + length - len(found)]
+            found += part
+            offset += len(part)
+        return bytes(found), _Place(block, offset)
+
+    def _metadata_block(self, place: int) -> tuple[bytes, int]:
+        """The content of a metadata block, and where the next one lies."""
+        known = self._metadata.get(place)
+        if known is not None:
+            self._metadata.move_to_end(place)
+            return known
+        (header,) = struct.unpack("<H", self._bytes(place, 2))
+        length = header & ~_PLAIN_METADATA or _PLAIN_METADATA
+        if length > _METADATA:
+            raise FormatError(tr("a metadata block of the squashfs is damaged"), hint=_AGAIN)
+        stored = self._bytes(place + 2, length)
+        content = stored if header & _PLAIN_METADATA else self._decode(stored, _METADATA)
+        return _keep(self._metadata, place, (content, place + 2 + length), _KEPT_METADATA)
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        if offset + length > self._size:
+            raise FormatError(tr("its squashfs names places beyond the device's end"), hint=_AGAIN)
+        return self._read(offset, length)
+
+
+def _keep(kept: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> Value:
+    """Keep a value, and so many of the last ones; return it."""
+    kept[key] = value
+    while len(kept) > most:
+        kept.popitem(last=False)
+    return value
+
+
+def _resumption(done: int, at: _Place) -> int:
+    """Where a directory goes on, in one number: bytes of it that were read, and the place."""
+    return (done << 64 | at.block) << 16 | at.offset
+
+
+def _resumed(start: int) -> tuple[int, _Place]:
+    block, offset = divmod(start, 1 << 16)
+    return block >> 64, _Place(block & (1 << 64) - 1, offset)
