@@ -69,8 +69,8 @@ _MOST_ENTRIES = 256
 _DOTS = 3
 """Bytes by which a directory claims to be longer: for `.` and `..`, which are not stored."""
 
-_AGAIN = tr("ask the publisher whether the image is whole")
-_MOUNT = tr("mount disk.img")
+_AGAIN = "ask the publisher whether the image is whole"
+_MOUNT = "mount disk.img"
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")

@@ -14,8 +14,6 @@ import os
 import struct
 import sys
 
-from p2pcloop.words import tr
-
 _GET_API_VERSION, _CREATE_VM, _GET_RUN_SIZE = 0xAE00, 0xAE01, 0xAE04
 _CREATE_VCPU, _SET_MEMORY, _RUN = 0xAE41, 0x4020AE46, 0xAE80
 _SET_TSS = 0xAE47
@@ -52,16 +50,10 @@ def main(device: str) -> int:
     try:
         reason = run_guest(device)
     except OSError as err:
-        print(tr("{device} cannot be used: {why}", device=device, why=err.strerror))
+        print(f"{device} cannot be used: {err.strerror}")
         return 1
     if reason != _EXIT_IO:
-        print(
-            tr(
-                "{device} is there, but does not run a guest (exit reason {reason})",
-                device=device,
-                reason=reason,
-            )
-        )
+        print(f"{device} is there, but does not run a guest (exit reason {reason})")
         return 1
     return 0
 
