@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
@@ -259,6 +260,21 @@ async def test_a_broken_ring_stops_the_queue_only(
         await guest.start_queue(base=1)
         assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
     assert "queue stopped" in caplog.text
+
+
+async def test_a_guest_that_has_ended_is_no_fault(
+    backend: MemoryBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone, call = os.pipe()
+    os.close(gone)
+    async with serving(backend) as guest:
+        await guest.connect()
+        assert await guest.tell(Code.SET_VRING_CALL, struct.pack("<Q", 0), call) == 0
+        guest.offer(Kind.IN, wanted=512)
+        guest.ring()
+        await trio.lowlevel.wait_readable(guest.err)
+    os.close(call)
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
 async def test_flushes_at_the_same_time_share_one(backend: MemoryBackend) -> None:

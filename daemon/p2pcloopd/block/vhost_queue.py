@@ -172,13 +172,15 @@ class QueueServer:
     def _give_up(self, error: Exception) -> None:
         """Leave the ring alone until the front end starts it anew; tell it, if it asked for
         that."""
-        _log.error("vhost-user: queue stopped: %s", str(error))
+        # A guest that has ended reads no more, and that is no fault.
+        level = logging.DEBUG if isinstance(error, BrokenPipeError) else logging.ERROR
+        _log.log(level, "vhost-user: queue stopped: %s", str(error))
         self._taking.cancel()
         if self.vring.err is not None:
             try:
                 os.write(self.vring.err, _ONE)
             except OSError as failure:
-                _log.error("vhost-user: the front end could not be told: %s", failure)
+                _log.log(level, "vhost-user: the front end could not be told: %s", failure)
 
 
 class _Kicks:
