@@ -20,7 +20,7 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify, say, warn
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import check_label, format_key
-from p2pcloop.formats.profile import sign_profile, unpack_touches
+from p2pcloop.formats.profile import seconds_of, sign_profile, unpack_touches
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import name_of_key
@@ -240,7 +240,7 @@ def profile_facts(name: str, found: FoundProfile) -> dict[str, Any]:
         "touches": len(touches),
         "blocks": blocks,
         "bytes": blocks * BLOCK_SIZE,
-        "seconds": touches[-1].after / 1000 if touches else 0.0,
+        "seconds": seconds_of(touches),
         "fetched": None,
     }
 

@@ -14,22 +14,36 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import IO, Any
 
-from p2pcloop.client.hot import HotMaker, fitting_touches
+from p2pcloop.client.hot import HotMaker
 from p2pcloop.client.interpreter import module_command
 from p2pcloop.client.open_stored import open_stored
 from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import GuestError
+from p2pcloop.formats.machine_state import MachineState
+from p2pcloop.formats.manifest import Manifest
+from p2pcloop.formats.profile import (
+    Profile,
+    Touch,
+    merge_touches,
+    pack_profile,
+    pack_touches,
+    unpack_touches,
+)
 from p2pcloop.store.home import Home
+from p2pcloop.store.profiles import forget_profile, keep_profile, load_profile
 from p2pcloop.text import printable
 from p2pcloop.words import tr
 
 TIMES = 2
-"""Rehearsals of a state. What is touched depends on time, too: the second one adds a twentieth."""
+"""Rehearsals of a state. What is touched depends on time, too: the second one adds a twentieth.
+None goes by what another recorded: a page that is pushed before it is touched is not recorded."""
 
 _BEGIN_SECONDS = 60.0
 """How long a guest may take to answer a key. A program that does not answer keys has run meanwhile,
@@ -47,9 +61,10 @@ _END_SECONDS = 30.0
 _GONE_SECONDS = 1.0
 """Within this time after the end of its output a process has ended."""
 
-_KEYS = b"\rtrue\r"
-"""Enter, and a command that each shell knows; at once, since a pause ends the recording. To another
-program they are keys, in a copy that is dropped."""
+_KEYS = b'\rtrue; echo "$?"\r'
+"""Enter, and a line for a shell, with what many have: two commands, quotes, a variable, output. At
+once, since a pause ends the recording. To another program they are keys, in a copy that is
+dropped."""
 
 _MAX_SAID = 1000
 
@@ -75,10 +90,7 @@ def publish_rehearsed(
         P2pcloopError: p2pcloopd could not serve it.
     """
     home, manifest = publisher.home, state.signed.manifest
-    for number in range(1, TIMES + 1):
-        with waiting_for(f"rehearsal {number} of {TIMES}"):
-            rehearse(str(manifest.name), manifest.version, home)
-    touches = fitting_touches(state, None, home, tell=False)
+    touches = pack_touches(rehearsed_touches(manifest, home))
     with ExitStack() as stack:
         opened = open_stored(state, home, stack)
         made = HotMaker(publisher, quiet).optimize(opened, touches)
@@ -86,6 +98,60 @@ def publish_rehearsed(
         made.content, message=message, parent=made.parent, public=public, secret=state.secret
     )
     return answer | {"rehearsed": made.layer.pack_length}
+
+
+def rehearsed_touches(manifest: Manifest, home: Home) -> list[Touch]:
+    """Rehearse a state some times; return what was touched, and keep it as the state's profile."""
+    state, machine = manifest.image_id, manifest.machine
+    assert machine is not None, "it is a state"
+    known = load_profile(home, state)
+    if known is not None and known.key is not None:  # the user was given it
+        return unpack_touches(known.touches)
+    touches: list[Touch] = []
+
+    def keep() -> None:
+        now = int(time.time())
+        keep_profile(home, pack_profile(Profile(state, manifest.size, now, pack_touches(touches))))
+
+    found: list[Touch] = []
+    try:
+        for number in range(1, TIMES + 1):
+            keep()  # an empty one: else that of an earlier state would be taken
+            with waiting_for(f"rehearsal {number} of {TIMES}"):
+                rehearse(str(manifest.name), manifest.version, home)
+            if (recorded := load_profile(home, state)) is not None:
+                found = merge_touches(found, unpack_touches(recorded.touches))
+    finally:
+        forget_profile(home, state)
+    touches += in_packing_order(found, machine)
+    keep()
+    return touches
+
+
+def in_packing_order(touches: Sequence[Touch], machine: MachineState) -> list[Touch]:
+    """The touches of a state as its blocks should be packed.
+
+    First the devices, and what QEMU reads before the guest goes on, which waits for that. What the
+    guest needs to answer is all there once it goes on, so its order is free: that of addresses
+    takes a thirtieth fewer bytes than that of time.
+    """
+    device = machine.device_state.blocks.start
+
+    def placed(touch: Touch) -> Touch:
+        return replace(touch, after=0 if touch.start >= device else min(touch.after, 1))
+
+    ordered = sorted(
+        (placed(touch) for touch in touches if not touch.is_later),
+        key=lambda touch: (touch.start < device, touch.after, touch.start),
+    )
+    joined: list[Touch] = []
+    for touch in ordered:
+        last = joined[-1] if joined else None
+        if last is not None and (last.end, last.after) == (touch.start, touch.after):
+            joined[-1] = replace(last, count=last.count + touch.count)
+        else:
+            joined.append(touch)
+    return [*joined, *(touch for touch in touches if touch.is_later)]
 
 
 def rehearse(name: str, version: int, home: Home) -> None:

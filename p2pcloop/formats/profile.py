@@ -32,6 +32,10 @@ before the first block. The boot of a small Debian has 600 touches in 2 KB."""
 MAX_PROFILE_SIZE = MAX_TOUCHES_SIZE + 512
 """Bytes of a profile as a file."""
 
+LATER = 1_000_000
+"""Milliseconds. Touches of a resumed guest after its first answer have this added to their time.
+No recording lasts so long."""
+
 _MAX_UNPACKED = 15 * MAX_TOUCHES + 8
 _MAX_AFTER = 0xFFFF_FFFF
 _IMAGE_ID_SIZE = 32
@@ -44,7 +48,7 @@ class Touch:
     Attributes:
         start: the first block.
         count: how many.
-        after: milliseconds since the first touch of the boot.
+        after: milliseconds since the first touch of the boot; with `LATER`, where that is added.
     """
 
     start: int
@@ -55,6 +59,11 @@ class Touch:
     def end(self) -> int:
         """The block after the last."""
         return self.start + self.count
+
+    @property
+    def is_later(self) -> bool:
+        """Whether it came after the first answer of a resumed guest."""
+        return self.after >= LATER
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +130,25 @@ def fit_touches(data: bytes, blocks: int) -> bytes:
     return data if len(fitting) == len(touches) else pack_touches(fitting)
 
 
-def merge_touches(known: Sequence[Touch], found: Iterable[Touch]) -> list[Touch]:
+def merge_touches(known: Sequence[Touch], found: Sequence[Touch]) -> list[Touch]:
     """All blocks of two profiles of one image, by the time of their first touch.
 
-    A block that is in both has the time of `known`. So what one resume of a guest touches, and
-    another one did not, is added, and the order of the others stays.
+    A block that is in both has the time of `known`, unless that alone is after the answer. So what
+    one resume of a guest touches, and another one did not, is added, and the order of the others
+    stays.
     """
-    spans = _Spans(known)
-    more = [piece for touch in found for piece in spans.outside(touch)]
-    return sorted([*known, *more], key=lambda touch: touch.after)
+    merged: list[Touch] = []
+    for later in (False, True):
+        for touches in (known, found):
+            spans = _Spans(merged)
+            part = [touch for touch in touches if touch.is_later is later]
+            merged += [piece for touch in part for piece in spans.outside(touch)]
+    return sorted(merged, key=lambda touch: touch.after)
+
+
+def seconds_of(touches: Sequence[Touch]) -> float:
+    """How long the recording of these touches lasted; 0 if there is none."""
+    return touches[-1].after % LATER / 1000 if touches else 0.0
 
 
 def pack_profile(profile: Profile) -> bytes:

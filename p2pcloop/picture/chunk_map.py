@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from enum import IntEnum
 
-from p2pcloop.formats.profile import Touch
+from p2pcloop.formats.profile import Touch, seconds_of
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import ByteRange
 from p2pcloop.picture.layout import Layout, Part
@@ -168,7 +168,7 @@ def make_map(
             senders[sender] = senders.get(sender, 0) + part.count
     orders = _orders(layout, touches)
     cells = [tally.cell(orders.get(number)) for number, tally in enumerate(tallies)]
-    seconds = touches[-1].after / 1000 if touches else 0.0
+    seconds = seconds_of(touches)
     touched = sum(touch.count for touch in touches)
     return ChunkMap(layout.blocks, layout.per_cell, cells, states, senders, touched, seconds)
 

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.client import rehearsal
 from p2pcloop.errors import GuestError
+from p2pcloop.formats.manifest import open_manifest
+from p2pcloop.formats.profile import (
+    LATER,
+    Profile,
+    Touch,
+    pack_profile,
+    pack_touches,
+    sign_profile,
+    unpack_touches,
+)
 from p2pcloop.store.home import Home
+from p2pcloop.store.profiles import keep_profile, load_profile
 
+GOLDEN = Path(__file__).parent.parent / "data/manifest-v7.bin"
+STATE = open_manifest(GOLDEN.read_bytes()).manifest
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PROMPT = 'print("# ", end="", flush=True)'
 GUEST = f"""
 import os, signal, sys
@@ -36,7 +52,8 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_key_is_pressed_and_the_guest_is_ended_once_it_rests(told: Path, tmp_path: Path) -> None:
     rehearsal.rehearse("@key/state", 3, Home(tmp_path))
-    assert told.read_text() == f"b'\\rtrue\\r' resume @key/state --at 3 --home {tmp_path}"
+    words = "resume @key/state --at 3 --home"
+    assert told.read_text() == f"{rehearsal._KEYS!r} {words} {tmp_path}"
 
 
 def test_a_guest_that_says_nothing_is_ended_too(
@@ -47,6 +64,64 @@ def test_a_guest_that_says_nothing_is_ended_too(
     silent = [sys.executable, "-c", GUEST.replace(PROMPT, ""), str(told)]
     monkeypatch.setattr(rehearsal, "module_command", lambda _: silent)
     rehearsal.rehearse("@key/state", 3, Home(tmp_path))
+
+
+def test_rehearsals_record_all_that_each_touches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, manifest = Home(tmp_path), STATE
+    found = [[Touch(5, 2, 7), Touch(40, 1, LATER)], [Touch(40, 1, 9), Touch(9, 1, LATER + 5)]]
+    runs = iter(found)
+
+    def rehearse(name: str, version: int, _home: Home) -> None:
+        assert (name, version) == (str(manifest.name), manifest.version)
+        known = load_profile(home, manifest.image_id)
+        assert known is not None
+        assert not unpack_touches(known.touches), "what is pushed is not recorded"
+        keep_profile(home, pack_profile(replace(known, touches=pack_touches(next(runs)))))
+
+    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+    touches = rehearsal.rehearsed_touches(manifest, home)
+    assert touches == [Touch(5, 2, 1), Touch(40, 1, 1), Touch(9, 1, LATER + 5)]
+    kept = load_profile(home, manifest.image_id)
+    assert kept is not None
+    assert unpack_touches(kept.touches) == touches
+
+
+def test_a_failed_rehearsal_leaves_no_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise GuestError("no QEMU")
+
+    monkeypatch.setattr(rehearsal, "rehearse", fail)
+    with pytest.raises(GuestError):
+        rehearsal.rehearsed_touches(STATE, Home(tmp_path))
+    assert load_profile(Home(tmp_path), STATE.image_id) is None
+
+
+def test_a_profile_that_the_user_was_given_is_taken(tmp_path: Path) -> None:
+    touches = [Touch(7, 1, 0)]
+    given = Profile(STATE.image_id, STATE.size, 0, pack_touches(touches))
+    keep_profile(Home(tmp_path), sign_profile(given, KEY))
+    assert rehearsal.rehearsed_touches(STATE, Home(tmp_path)) == touches
+
+
+def test_what_an_answer_needs_is_packed_by_place() -> None:
+    assert STATE.machine is not None
+    device = STATE.machine.device_state.blocks.start
+    found = [
+        *(Touch(device, 1, 0), Touch(30, 1, 0)),  # QEMU reads them
+        *(Touch(device + 1, 1, 4), Touch(9, 1, 5), Touch(3, 2, 6), Touch(8, 1, 7)),
+        *(Touch(2, 1, LATER + 1), Touch(1, 1, LATER + 2)),
+    ]
+    ordered = rehearsal.in_packing_order(found, STATE.machine)
+    assert unpack_touches(pack_touches(ordered)) == ordered
+    assert ordered == [
+        *(Touch(device, 2, 0), Touch(30, 1, 0)),
+        *(Touch(3, 2, 1), Touch(8, 2, 1)),
+        *found[-2:],
+    ]
 
 
 @pytest.mark.usefixtures("told")

@@ -253,10 +253,27 @@ async def test_before_the_metadata_a_mirror_is_asked_for_exact_bytes_first(world
         task = it.read(INDEX + 100, 1000)
         await world.advance(0.05)
         assert task.data == it.content[INDEX + 100 :][:1000]
-        assert it.mirror.infos == []
-        await world.advance(0.2)
+        await world.advance(0.4)
+        it.mirror.delay = 0.3
+        it.read(INDEX + 2000, 300)
+        await world.advance(0.75)
+        assert it.mirror.infos == [], "what a reader wants goes first"
+        await world.advance(0.5)
         assert len(it.mirror.infos) == 1
         assert it.torrent.layout is not None
+
+
+async def test_the_metadata_comes_though_readers_wait_on_and_on(world: World) -> None:
+    async with world.torrent(mirrors=1, known=False) as it:
+        it.read(INDEX + 100, 1000)
+        await world.advance(0.05)
+        it.mirror.delay = 0.5
+        for number in range(9):
+            it.read(INDEX + 2000 * number, 2000)
+            await world.advance(0.5)
+        assert it.mirror.infos == []
+        await world.advance(1)
+        assert len(it.mirror.infos) == 1
 
 
 async def test_before_the_metadata_the_next_mirror_is_asked_after_a_second(world: World) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, MismatchError, P2pcloopError
 from p2pcloop.formats.profile import (
+    LATER,
     MAX_TOUCHES,
     MAX_TOUCHES_SIZE,
     Profile,
@@ -19,6 +20,7 @@ from p2pcloop.formats.profile import (
     open_profile,
     pack_profile,
     pack_touches,
+    seconds_of,
     sign_profile,
     unpack_touches,
 )
@@ -121,7 +123,13 @@ def test_a_profile_of_blocks_that_its_device_lacks_is_refused() -> None:
 
 
 RUNS = st.lists(
-    st.builds(Touch, st.integers(0, 40), st.integers(1, 12), st.integers(0, 1000)), max_size=12
+    st.builds(
+        Touch,
+        st.integers(0, 40),
+        st.integers(1, 12),
+        st.integers(0, 1000) | st.integers(LATER, LATER + 1000),
+    ),
+    max_size=12,
 )
 
 
@@ -137,14 +145,31 @@ def test_merged_profiles_have_all_blocks_in_the_order_of_their_times(
     assert set(blocks_of(merged)) == {*blocks_of(known), *blocks_of(found)}
     assert [touch.after for touch in merged] == sorted(touch.after for touch in merged)
     rest = list(merged)
-    for touch in known:
+    early = [touch for touch in known if not touch.is_later]
+    for touch in early:
         rest.remove(touch)
-    assert not {*blocks_of(rest)} & {*blocks_of(known)}
+    assert not {*blocks_of(rest)} & {*blocks_of(early)}
     for touch in rest:
         assert any(
             each.start <= touch.start and touch.end <= each.end and each.after == touch.after
-            for each in found
+            for each in (*known, *found)
         )
+
+
+@given(RUNS, RUNS)
+def test_what_any_of_two_needs_for_its_answer_is_needed_for_it(
+    known: list[Touch], found: list[Touch]
+) -> None:
+    early = {*blocks_of(touch for touch in (*known, *found) if not touch.is_later)}
+    merged = merge_touches(known, found)
+    assert {*blocks_of(touch for touch in merged if not touch.is_later)} == early
+    assert not {*blocks_of(touch for touch in merged if touch.is_later)} & early
+
+
+def test_the_mark_of_later_touches_is_no_time() -> None:
+    assert seconds_of([]) == 0
+    assert seconds_of([Touch(0, 1, 0), Touch(1, 1, 1500)]) == 1.5
+    assert seconds_of([Touch(0, 1, 0), Touch(1, 1, LATER + 2500)]) == 2.5
 
 
 def test_a_profile_merged_with_itself_is_the_same() -> None:

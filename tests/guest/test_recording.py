@@ -6,7 +6,14 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.formats.profile import Profile, Touch, pack_touches, sign_profile, unpack_touches
+from p2pcloop.formats.profile import (
+    LATER,
+    Profile,
+    Touch,
+    pack_touches,
+    sign_profile,
+    unpack_touches,
+)
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import keep_profile, load_profile
 from p2pcloopd.guest.recording import boot_touches, keep_recording
@@ -66,6 +73,22 @@ def test_what_a_machine_reads_before_its_guest_goes_on_is_no_rest() -> None:
     resumed.went_on = 104.0
     found = [[0, 1, 101.0], [8, 1, 104.5], [9, 1, 105.0], [7, 1, 106.5]]
     assert [touch.start for touch in boot_touches(found, resumed, resumed=True)] == [0, 8, 9]
+
+
+def test_what_a_guest_touches_after_its_answer_is_for_later() -> None:
+    resumed = outcome(prompt=None)
+    resumed.went_on = 102.0
+    found = [[0, 1, 101.0], [9, 1, 101.5], [8, 1, 102.5], [7, 1, 103.0], [6, 1, 103.2]]
+    resumed.said = [102.1, 102.6, 110.0]  # the last one is the user's doing
+    assert boot_touches(found, resumed, resumed=True) == [
+        *(Touch(0, 1, 0), Touch(9, 1, 0)),  # it had not gone on
+        Touch(8, 1, 1500),
+        *(Touch(7, 1, LATER + 2000), Touch(6, 1, LATER + 2200)),
+    ]
+    resumed.said = []  # it says nothing: nobody knows
+    assert not any(touch.is_later for touch in boot_touches(found, resumed, resumed=True))
+    resumed.said = [103.9]  # it answered by what it had touched
+    assert not any(touch.is_later for touch in boot_touches(found, resumed, resumed=True))
 
 
 def test_a_resume_without_a_profile_records_one(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from p2pcloop.errors import StorageError
 from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
-from p2pcloopd.guest.report import image_facts, write_report
+from p2pcloopd.guest.report import SAID_SECONDS, Outcome, image_facts, write_report
 
 FACTS = {"exit": "poweroff", "name": "ä" * 5_000}
 
@@ -21,6 +22,17 @@ def test_the_image_has_its_true_size(tmp_path: Path, size: int) -> None:
     (tmp_path / "a.img").write_bytes(bytes(size))
     facts = image_facts(inspect_file(tmp_path / "a.img"), None, Home.at(tmp_path / "home"))
     assert facts["image_size"] == size
+
+
+def test_what_a_guest_prints_is_noted_once_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.5, 101.0, 101.001, 101.002, 102.0, 101.0 + SAID_SECONDS])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    outcome = Outcome(started=100.0)
+    outcome.hear(b"from its machine")
+    outcome.went_on = 100.7
+    for _ in range(5):
+        outcome.hear(b"#")
+    assert outcome.said == [101.002, 102.0]
 
 
 def test_a_file_is_written_anew(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ STALL_SECONDS = 5.0
 
 
 class Arrivals:
-    """The ranges of one prefetch. Made, it waits for `expect`; times are trio's.
+    """The ranges of one prefetch: those that a guest waits for, and then more.
+
+    Made, it waits for `expect`; times are trio's.
 
     Attributes:
         ended: no more of them will come.
@@ -32,7 +34,7 @@ class Arrivals:
         self._parked = trio.lowlevel.ParkingLot()
 
     def expect(self, length: int) -> None:
-        """So many bytes are missing, and asked for."""
+        """So many bytes that the guest waits for are missing, and asked for."""
         self._left = length
         if not length:
             self._enough.set()
@@ -51,6 +53,10 @@ class Arrivals:
             self._left <= 0 or now - self._first >= MEASURE_SECONDS
         ):
             self._enough.set()
+        self._parked.unpark_all()
+
+    def add_more(self, _length: int) -> None:
+        """Something else has come."""
         self._parked.unpark_all()
 
     def end(self) -> None:

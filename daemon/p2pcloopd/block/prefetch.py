@@ -1,4 +1,8 @@
-"""Prefetch for a guest: the chunks of a profile, else the chunks that follow its reads."""
+"""Prefetch for a guest: the chunks of a profile, else the chunks that follow its reads.
+
+What a resumed guest touches after its first answer is not asked for before that: it would take the
+line from what the answer lacks.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +27,23 @@ _FEW_PAGES = 4
 """Pages of chunk tables that are fetched at once, as for a read; later ones follow those."""
 
 
+ANSWER_SECONDS = 5.0
+"""After so long a guest that has not answered is not waited for any more: it may not answer at all,
+and wait for what comes later."""
+
+
 class Prefetch:
     """Fetches the chunks of a profile before the guest reads them, in order of first touch.
 
     Attributes:
         fetched: the chunks fetched this way, with their stored bytes.
         arrivals: of the profile's chunks.
+        answered: set once a resumed guest has answered.
     """
 
     def __init__(self, device: ImageDevice, client: Caller, supplier: Supplier) -> None:
         self.arrivals = Arrivals()
+        self.answered = trio.Event()
         self.fetched: dict[ChunkKey, int] = {}
         self._device = device
         self._client = client
@@ -42,7 +53,12 @@ class Prefetch:
         """Return when all is here. Errors are only logged: a read of the guest meets them
         itself."""
         try:
-            await self._fetch(touches)
+            first = [touch for touch in touches if not touch.is_later]
+            await self._fetch(first, self.arrivals.expect, self.arrivals.add)
+            if later := [touch for touch in touches if touch.is_later]:
+                with trio.move_on_after(ANSWER_SECONDS):
+                    await self.answered.wait()
+                await self._fetch(later, lambda _: None, self.arrivals.add_more)
         except P2pcloopError as err:
             _log.warning("nothing more is prefetched for the guest: %s", err)
         finally:
@@ -82,7 +98,12 @@ class Prefetch:
         except P2pcloopError as err:
             _log.warning("the rest of the image is not fetched: %s", err)
 
-    async def _fetch(self, touches: Sequence[Touch]) -> None:
+    async def _fetch(
+        self,
+        touches: Sequence[Touch],
+        expect: Callable[[int], None],
+        arrived: Callable[[int], None],
+    ) -> None:
         image = self._device.image
         chunks = chunks_in_order(self._device, touches)
         while True:
@@ -94,8 +115,8 @@ class Prefetch:
                 else:
                     await self._stream(pages.ranges, {})
             else:
-                self.arrivals.expect(sum(wanted.length for wanted in missing))
-                await self._stream(list(missing), missing, arrived=self.arrivals.add)
+                expect(sum(wanted.length for wanted in missing))
+                await self._stream(list(missing), missing, arrived=arrived)
                 return
 
     async def _stream(

@@ -4,7 +4,8 @@ It is forked, not started anew: the modules are loaded already, so it serves a t
 earlier. Two pipes connect parent and child. Over one the child sends messages of the control
 protocol: an event when it is ready, one when a vhost-user front end connects or leaves, one when it
 needs p2pcloopd and has no connection to one, at last its report or its error. The other carries
-orders, a line each; when the parent closes it or ends, the child makes all durable and ends.
+orders, a line each; an empty one says that a resumed guest has answered. When the parent closes it
+or ends, the child makes all durable and ends.
 
 Where the guest can do without its disk for a moment, a block server that is killed has a successor:
 then the child is one that only forks block servers (successors.py).
@@ -32,6 +33,7 @@ from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, 
 from p2pcloop.words import tr
 from p2pcloopd.block.opening import Disk
 from p2pcloopd.block.server import serve
+from p2pcloopd.block.source import StoredBackend
 from p2pcloopd.block.spec import BlockServerSpec, Inherited, MemoryPart
 from p2pcloopd.block.successors import run_successors
 from p2pcloopd.entry import run
@@ -129,6 +131,11 @@ class BlockServerProcess:
         """Return when a resumed guest may go on, since most of what it reads first is here
         (`Arrivals.enough`); `finish` must run meanwhile."""
         await self._enough.wait()
+
+    def answered(self) -> None:
+        """Tell it that a resumed guest has answered: what is needed later is fetched then."""
+        with contextlib.suppress(OSError):  # it has ended
+            os.write(self._lifeline, b"\n")
 
     async def device_state(self) -> bytes:
         """Return what QEMU wrote of a resumed guest's devices, once it is here; `finish` must run
@@ -270,7 +277,7 @@ def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoRetu
 
 def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure:
     ready = partial(_send, output, Event(0, _READY))
-    orders, obeyed = trio.open_memory_channel[Path](math.inf)
+    orders, obeyed = trio.open_memory_channel[Path | None](math.inf)
     stopped = partial(_follow, lifeline, orders)
     obey = partial(_obey, output, obeyed)
 
@@ -287,8 +294,8 @@ def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure
         return Failure(0, err)
 
 
-async def _follow(lifeline: int, orders: trio.MemorySendChannel[Path]) -> None:
-    """Take orders until the parent closes the pipe, or ends."""
+async def _follow(lifeline: int, orders: trio.MemorySendChannel[Path | None]) -> None:
+    """Take orders until the parent closes the pipe, or ends: folders, or None for `answered`."""
     held = b""
     while True:
         await trio.lowlevel.wait_readable(lifeline)
@@ -297,12 +304,16 @@ async def _follow(lifeline: int, orders: trio.MemorySendChannel[Path]) -> None:
             return
         *lines, held = (held + data).split(b"\n")
         for line in lines:
-            orders.send_nowait(Path(os.fsdecode(line)))
+            orders.send_nowait(Path(os.fsdecode(line)) if line else None)
 
 
-async def _obey(output: int, orders: trio.MemoryReceiveChannel[Path], disk: Disk) -> None:
-    """Copy the overlay into each folder that is ordered."""
+async def _obey(output: int, orders: trio.MemoryReceiveChannel[Path | None], disk: Disk) -> None:
+    """Copy the overlay into each folder that is ordered; note when the guest has answered."""
     async for folder in orders:
+        if folder is None:
+            if isinstance(disk.image, StoredBackend):
+                disk.image.prefetch.answered.set()
+            continue
         overlay = disk.image.device.overlay
         fields: dict[str, Any]
         try:

@@ -88,7 +88,7 @@ class Torrent:
         self._decode = decode
         self.elsewhere: Callable[[], Awaitable[bytes | None]] | None = None
         self.on_known: Callable[[Torrent, TorrentLayout], None] = lambda _torrent, _layout: None
-        self._wanted = trio.Event()
+        self._wanted, self._wanted_later = trio.Event(), trio.Event()
         self._offered = trio.Event()
         self._running = trio.CancelScope()
         self._known = trio.Event()
@@ -121,6 +121,10 @@ class Torrent:
     def want_metadata(self) -> None:
         """Have the metadata got from now on; waits for nothing."""
         self._wanted.set()
+
+    def want_metadata_later(self) -> None:
+        """The same, once no reader waits: what one wants goes first."""
+        self._wanted_later.set()
 
     def offer(self, elsewhere: Callable[[], Awaitable[bytes | None]] | None) -> None:
         """Tell where the metadata may be had from now on: see `elsewhere`."""
@@ -319,6 +323,7 @@ class Torrent:
                 nursery.start_soon(self.peers.run)
                 nursery.start_soon(self.in_place.run)
                 nursery.start_soon(self.audit.run)
+                nursery.start_soon(self._want_when_quiet)
                 nursery.start_soon(self._look_elsewhere)
                 nursery.start_soon(self.fetcher.run)
                 nursery.start_soon(self.store.provisional.run)
@@ -393,6 +398,12 @@ class Torrent:
     @property
     def _stored(self) -> Stored:
         return self.store.stored
+
+    async def _want_when_quiet(self) -> None:
+        await self._wanted_later.wait()
+        with trio.move_on_after(self.tuning.metadata_late):
+            await self.demand.quiet(self.tuning.metadata_follow, trio.current_time())
+        self.want_metadata()
 
     async def _look_elsewhere(self) -> None:
         """Get the metadata once it is needed, from the swarm where it is not had elsewhere."""

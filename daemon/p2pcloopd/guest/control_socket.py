@@ -98,7 +98,11 @@ async def run_reachable(reach: Reachable, spec: GuestSpec, events: Events) -> Gu
             await spec.resume.gone_on.wait()
         reach.on_start()
 
-    return await run_attended(spec, attend, replace(events, console=output.take))
+    def take(data: bytes) -> None:
+        events.console(data)
+        output.take(data)
+
+    return await run_attended(spec, attend, replace(events, console=take))
 
 
 def _words(name: str) -> ServerWords:

@@ -5,6 +5,8 @@ it is up once it rests, that is, at its first pause in reading after the prompt.
 
 A guest that is resumed goes on at once: it is up at its first short pause. Pages of its memory that
 its profile named were pushed, so they are not read: what is recorded is added to that profile.
+What its machine read before it went on has the time 0. What it touched after the last thing that it
+printed until it rested is marked (`LATER`): who waits for its answer does not wait for that.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2pcloop.errors import StorageError
-from p2pcloop.formats.profile import Profile, Touch, merge_touches, pack_profile, pack_touches
+from p2pcloop.formats.profile import (
+    LATER,
+    Profile,
+    Touch,
+    merge_touches,
+    pack_profile,
+    pack_touches,
+)
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import keep_profile, load_profile
 from p2pcloopd.guest.report import Outcome
@@ -93,17 +102,25 @@ def boot_touches(
     if not found:
         return []
     times = [at for _, _, at in found]
-    begun, end = times[0], float("inf")
+    begun = went_on = times[0]
+    answered = end = float("inf")
     if resumed:
         # Its machine reads something before, and then waits for what the guest needs.
-        end = _rests_at(times, outcome.went_on or begun, _RESUMED_REST_SECONDS)
+        went_on = outcome.went_on or begun
+        end = _rests_at(times, went_on, _RESUMED_REST_SECONDS)
+        rested = end + _RESUMED_REST_SECONDS
+        answered = max((at for at in outcome.said if at <= rested), default=end)
     elif outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
         end = outcome.begun + outcome.guest.boot_seconds
         if display:
             end = _rests_at(times, end, _REST_SECONDS)
-    return [
-        Touch(start, count, int((at - begun) * 1000)) for start, count, at in found if at <= end
-    ]
+
+    def after(at: float) -> int:
+        if resumed and at < went_on:
+            return 0
+        return int((at - begun) * 1000) + (LATER if at > answered else 0)
+
+    return [Touch(start, count, after(at)) for start, count, at in found if at <= end]
 
 
 def _rests_at(times: Sequence[float], start: float, pause: float) -> float:

@@ -17,6 +17,12 @@ from p2pcloop.text import to_json
 from p2pcloop.words import tr
 from p2pcloopd.guest.result import GuestResult
 
+SAID_SECONDS = 60.0
+"""A resumed guest has answered by then."""
+
+_SAID_STEP = 0.01
+"""Output within this time is noted once."""
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -26,6 +32,7 @@ class Outcome:
         started: when the command started.
         begun: when the guest started.
         went_on: when a resumed guest was allowed to go on.
+        said: when it printed something then, for `SAID_SECONDS`.
         guest: how it ended, or None where it did not boot.
         block: what the block server reported.
         error: why the guest did not start, or did not run to its end.
@@ -34,9 +41,19 @@ class Outcome:
     started: float
     begun: float | None = None
     went_on: float | None = None
+    said: list[float] = field(default_factory=list)
     guest: GuestResult | None = None
     block: dict[str, Any] = field(default_factory=dict)
     error: P2pcloopError | None = None
+
+    def hear(self, _data: bytes) -> None:
+        """Note that the guest printed something."""
+        now = time.monotonic()
+        if self.went_on is None or now > self.went_on + SAID_SECONDS:
+            return
+        if self.said and now < self.said[-1] + _SAID_STEP:
+            self.said.pop()
+        self.said.append(now)
 
     def check(self) -> None:
         """Raise the boot's error, if there was one. It takes the place of an error that is raised

@@ -23,6 +23,7 @@ from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.control_server import open_listener
 from p2pcloopd.entry import plain_errors, run
+from p2pcloopd.guest.answer import Answer
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.console.console import is_our_terminal
 from p2pcloopd.guest.console.escape import BRIEF
@@ -218,14 +219,18 @@ async def _run(ready: ReadyGuest, block: BlockServerProcess, live: Live) -> None
     outcome = ready.outcome
     await block.wait_ready()
     outcome.begun = time.monotonic()
-    stuck = trio.CancelScope()
+    stuck, answer = trio.CancelScope(), Answer()
 
     def on_disk(attached: bool) -> None:
         # A guest lets go of its disk just before it ends; one that goes on without a disk spins.
         stuck.deadline = math.inf if attached else trio.current_time() + _END_SECONDS
 
     async def wait_for_block_server() -> None:
-        outcome.block = await block.finish(on_disk, node.want)
+        async with trio.open_nursery() as telling:
+            if ready.spec.resume is not None:
+                telling.start_soon(_tell_answer, answer, block)
+            outcome.block = await block.finish(on_disk, node.want)
+            telling.cancel_scope.cancel()
 
     async with trio.open_nursery() as serving:
         node = _Node(ready.late_node)
@@ -235,8 +240,9 @@ async def _run(ready: ReadyGuest, block: BlockServerProcess, live: Live) -> None
             # Even a guest that cannot boot has read something, and the report tells it.
             try:
                 with plain_errors():
-                    events = Events(boot=partial(on_disk, attached=True), prompt=node.want)
-                    outcome.guest = await live(_served(ready, block), events)
+                    begins = partial(on_disk, attached=True)
+                    events = Events(partial(_hear, outcome, answer), boot=begins, prompt=node.want)
+                    outcome.guest = await live(_served(ready, block, answer), events)
             except P2pcloopError as err:
                 outcome.error = err
         await node.finish()
@@ -245,7 +251,17 @@ async def _run(ready: ReadyGuest, block: BlockServerProcess, live: Live) -> None
         raise GuestError("the guest let go of its disk and did not end; it was killed")
 
 
-def _served(guest: ReadyGuest, block: BlockServerProcess) -> GuestSpec:
+def _hear(outcome: Outcome, answer: Answer, data: bytes) -> None:
+    outcome.hear(data)
+    answer.hear()
+
+
+async def _tell_answer(answer: Answer, block: BlockServerProcess) -> None:
+    await answer.wait()
+    block.answered()
+
+
+def _served(guest: ReadyGuest, block: BlockServerProcess, answer: Answer) -> GuestSpec:
     """A guest as it was described, with what its block server does for it. One whose memory arrives
     while it runs goes on only once most of what it reads first is here."""
     spec = replace(guest.spec, copy_disk=block.copy_overlay)
@@ -255,6 +271,7 @@ def _served(guest: ReadyGuest, block: BlockServerProcess) -> GuestSpec:
     async def ready() -> None:
         await block.enough()
         guest.outcome.went_on = time.monotonic()
+        answer.begin()
 
     resume = replace(spec.resume, ready=ready, device_state=block.device_state)
     return replace(spec, resume=resume)

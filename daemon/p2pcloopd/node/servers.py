@@ -43,7 +43,6 @@ class LayerServers:
         disputed: manifests say different things of the layer, so that it cannot be told which of
             a server's bytes are whose: it is read by its torrent, which is not a matter of trust.
         refused: the bases of those whose bytes were wrong, and until when they are not known anew.
-        not_before: when the metadata may be asked for.
     """
 
     layer: LayerRef
@@ -53,7 +52,6 @@ class LayerServers:
     web_seeds: list[MirrorReader] = field(default_factory=list)
     whole: list[MirrorReader] = field(default_factory=list)
     refused: dict[str, float] = field(default_factory=dict)
-    not_before: float = 0.0
     disputed: bool = False
     _hosts: dict[str, frozenset[str]] = field(default_factory=dict)
 
@@ -173,7 +171,6 @@ class LayerServers:
             return await mirror.info(self.layer.torrent)
 
         while True:
-            await trio.sleep_until(self.not_before)
             mirrors = sorted(self.mirrors, key=_order)
             work = partial(first_success, mirrors, ask, stagger)
             silence = Silence(self.heard, stagger)
@@ -183,11 +180,8 @@ class LayerServers:
             await trio.sleep(self.tuning.metadata_retry)
 
     def begins_metadata(self, offset: int) -> bool:
-        """See `Servers.begins_metadata`: with the first chunk, a moment after it."""
-        if offset < self.layer.index_length:
-            return False
-        self.not_before = self.not_before or trio.current_time() + self.tuning.metadata_follow
-        return True
+        """See `Servers.begins_metadata`: with the first chunk."""
+        return offset >= self.layer.index_length
 
     def trusts(self, mirror: MirrorReader) -> bool:
         """Whether a server that a command names may be asked: it did not lie of late."""

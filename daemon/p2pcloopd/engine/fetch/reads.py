@@ -53,8 +53,8 @@ class Owner(Protocol):
     async def metadata(self) -> TorrentLayout:
         """Wait until the layout is known."""
 
-    def want_metadata(self) -> None:
-        """Have it fetched; waits for nothing."""
+    def want_metadata_later(self) -> None:
+        """Have it fetched once the line has time for it; waits for nothing."""
 
     async def mend(self) -> None:
         """Raise or mend what the disk refused: before anything is fetched."""
@@ -139,7 +139,7 @@ class Reads:
             if data is None and exact:
                 data = await self._fetch_exact(offset, length)
         if data is not None and self._fetcher.ranges.servers.begins_metadata(offset):
-            self._owner.want_metadata()
+            self._owner.want_metadata_later()
         return data
 
     async def _fetch_exact(self, offset: int, length: int) -> bytes | None:

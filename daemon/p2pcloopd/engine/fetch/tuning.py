@@ -93,8 +93,9 @@ class Tuning:
         first_patience: and the metadata is asked for as well after so long.
         guess: readahead on a guess is not worth more of the line: one guess in five is wrong, and a
             right one saves no more than the pauses between two reads.
-        metadata_follow: the metadata is asked for so long after the first chunk arrived: what a
-            reader wants next goes first.
+        metadata_follow: once the first chunk has arrived, the metadata is asked for when no reader
+            has waited for so long: what a reader wants next goes first,
+        metadata_late: or after so long.
         metadata_retry: mirrors that alone may have it are asked again after so long.
         lookahead: bytes of a stream that are wanted at once; policy.py chooses among them.
 
@@ -179,7 +180,8 @@ class Tuning:
     first_stagger: float = 1.0
     first_patience: float = 3.0
     guess: float = 0.012
-    metadata_follow: float = 0.1
+    metadata_follow: float = 0.5
+    metadata_late: float = 5.0
     metadata_retry: float = 2.0
     lookahead: int = 4 * MIB
 

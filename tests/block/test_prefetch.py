@@ -1,0 +1,90 @@
+"""What is fetched ahead of a guest, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from p2pcloop.formats.block_map import Run
+from p2pcloop.formats.profile import LATER, Touch
+from p2pcloop.image.ahead import ChunkKey
+from p2pcloop.image.api import ByteRange
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.merged import MergedImage
+from p2pcloopd.block import prefetch
+from p2pcloopd.block.prefetch import Prefetch
+from p2pcloopd.block.supplier import Supplier
+from tests.support.images import make_layer
+
+PROFILE = (Touch(4, 4, 0), Touch(0, 1, 7), Touch(12, 2, LATER), Touch(8, 4, LATER + 3))
+FIRST, LATE = [1, 0], [3, 2]
+"""Its chunks, of four blocks each."""
+
+
+def wanted(number: int) -> ByteRange:
+    return ByteRange(bytes(20), 100 * number, 100)
+
+
+class Node:
+    """A p2pcloopd whose streams come at once."""
+
+    def __init__(self) -> None:
+        self.streamed: list[list[int]] = []
+
+    async def call(
+        self, op: str, on_event: Callable[[str, dict[str, Any]], None] | None = None, **args: Any
+    ) -> dict[str, Any]:
+        assert on_event is not None
+        assert op == "stream"
+        self.streamed.append([offset // 100 for _, offset, _ in args["ranges"]])
+        for number, (_, _, length) in enumerate(args["ranges"]):
+            on_event("data", {"number": number, "data": bytes(length)})
+        return {}
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node()
+
+
+@pytest.fixture
+def ahead(node: Node, monkeypatch: pytest.MonkeyPatch) -> Prefetch:
+    def missing(_image: object, chunks: Iterable[ChunkKey]) -> dict[ByteRange, ChunkKey]:
+        return {wanted(number): (layer, number) for layer, number in chunks}
+
+    monkeypatch.setattr(prefetch, "missing_chunks", missing)
+    layer = make_layer([Run(0, 16, 0, 0, 4)], [bytes([n + 1]) * 16384 for n in range(4)], 16)
+    supplier = Supplier(node, lambda _range, _data: None)
+    return Prefetch(ImageDevice(MergedImage([layer])), node, supplier)
+
+
+async def test_what_comes_after_the_answer_is_asked_for_after_it(
+    ahead: Prefetch, node: Node, autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ahead.run, PROFILE)
+        await ahead.arrivals.enough()
+        assert autojump_clock.current_time() == 0
+        await wait_all_tasks_blocked()
+        assert node.streamed == [FIRST]
+        ended = [ahead.arrivals.ended]
+        ahead.answered.set()
+    assert node.streamed == [FIRST, LATE]
+    assert [*ended, ahead.arrivals.ended] == [False, True]
+
+
+async def test_a_guest_that_does_not_answer_gets_what_comes_later(
+    ahead: Prefetch, node: Node, autojump_clock: MockClock
+) -> None:
+    await ahead.run(PROFILE)
+    assert node.streamed == [FIRST, LATE]
+    assert autojump_clock.current_time() == prefetch.ANSWER_SECONDS
+
+
+async def test_the_profile_of_a_boot_is_one_stream(ahead: Prefetch, node: Node) -> None:
+    await ahead.run(PROFILE[:2])
+    assert node.streamed == [FIRST]
