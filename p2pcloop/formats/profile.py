@@ -146,6 +146,15 @@ def merge_touches(known: Sequence[Touch], found: Sequence[Touch]) -> list[Touch]
     return sorted(merged, key=lambda touch: touch.after)
 
 
+def divide_touches(touches: Iterable[Touch]) -> tuple[list[Touch], list[Touch]]:
+    """The touches up to a guest's first answer, and those after it."""
+    first: list[Touch] = []
+    later: list[Touch] = []
+    for touch in touches:
+        (later if touch.is_later else first).append(touch)
+    return first, later
+
+
 def seconds_of(touches: Sequence[Touch]) -> float:
     """How long the recording of these touches lasted; 0 if there is none."""
     return touches[-1].after % LATER / 1000 if touches else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +16,10 @@ from p2pcloop.image.api import ByteRange
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloopd.block import prefetch
+from p2pcloopd.block.arrivals import Arrivals
 from p2pcloopd.block.prefetch import Prefetch
+from p2pcloopd.block.server import push_pages
+from p2pcloopd.block.source import StoredBackend
 from p2pcloopd.block.supplier import Supplier
 from tests.support.images import make_layer
 
@@ -52,14 +55,19 @@ def node() -> Node:
 
 
 @pytest.fixture
-def ahead(node: Node, monkeypatch: pytest.MonkeyPatch) -> Prefetch:
+def device() -> ImageDevice:
+    layer = make_layer([Run(0, 16, 0, 0, 4)], [bytes([n + 1]) * 16384 for n in range(4)], 16)
+    return ImageDevice(MergedImage([layer]))
+
+
+@pytest.fixture
+def ahead(device: ImageDevice, node: Node, monkeypatch: pytest.MonkeyPatch) -> Prefetch:
     def missing(_image: object, chunks: Iterable[ChunkKey]) -> dict[ByteRange, ChunkKey]:
         return {wanted(number): (layer, number) for layer, number in chunks}
 
     monkeypatch.setattr(prefetch, "missing_chunks", missing)
-    layer = make_layer([Run(0, 16, 0, 0, 4)], [bytes([n + 1]) * 16384 for n in range(4)], 16)
     supplier = Supplier(node, lambda _range, _data: None)
-    return Prefetch(ImageDevice(MergedImage([layer])), node, supplier)
+    return Prefetch(device, node, supplier)
 
 
 async def test_what_comes_after_the_answer_is_asked_for_after_it(
@@ -83,6 +91,33 @@ async def test_a_guest_that_does_not_answer_gets_what_comes_later(
     await ahead.run(PROFILE)
     assert node.streamed == [FIRST, LATE]
     assert autojump_clock.current_time() == prefetch.ANSWER_SECONDS
+
+
+class Pusher:
+    """Notes what it is to push."""
+
+    def __init__(self) -> None:
+        self.pushed: list[Touch] = []
+
+    async def run(self, touches: Sequence[Touch], _arrivals: Arrivals) -> None:
+        self.pushed += touches
+
+
+async def test_what_comes_after_the_answer_is_decoded_after_it(
+    ahead: Prefetch, device: ImageDevice, node: Node, autojump_clock: MockClock
+) -> None:
+    async def report() -> None:
+        raise AssertionError
+
+    image = StoredBackend(device, Supplier(node, lambda *_: None), ahead, report, whole=True)
+    pusher = Pusher()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(push_pages, pusher.run, PROFILE, image, ahead.arrivals)
+        await wait_all_tasks_blocked()
+        assert pusher.pushed == [*PROFILE[:2]]
+        ahead.answered.set()
+    assert pusher.pushed == [*PROFILE]
+    assert autojump_clock.current_time() == 0
 
 
 async def test_the_profile_of_a_boot_is_one_stream(ahead: Prefetch, node: Node) -> None:

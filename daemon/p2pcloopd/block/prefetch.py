@@ -14,7 +14,7 @@ import trio
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.manifest import LayerRef
-from p2pcloop.formats.profile import Touch
+from p2pcloop.formats.profile import Touch, divide_touches
 from p2pcloop.image.ahead import ChunkKey, chunks_in_order, following_chunk, missing_chunks
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
@@ -53,16 +53,20 @@ class Prefetch:
         """Return when all is here. Errors are only logged: a read of the guest meets them
         itself."""
         try:
-            first = [touch for touch in touches if not touch.is_later]
+            first, later = divide_touches(touches)
             await self._fetch(first, self.arrivals.expect, self.arrivals.add)
-            if later := [touch for touch in touches if touch.is_later]:
-                with trio.move_on_after(ANSWER_SECONDS):
-                    await self.answered.wait()
+            if later:
+                await self.answer()
                 await self._fetch(later, lambda _: None, self.arrivals.add_more)
         except P2pcloopError as err:
             _log.warning("nothing more is prefetched for the guest: %s", err)
         finally:
             self.arrivals.end()
+
+    async def answer(self) -> None:
+        """Return once a resumed guest has answered, or is not waited for any more."""
+        with trio.move_on_after(ANSWER_SECONDS):
+            await self.answered.wait()
 
     async def follow(self) -> None:
         """Fetch the following chunks wherever a guest reads chunk after chunk; never returns."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from p2pcloop.formats.manifest import SignedManifest
+from p2pcloop.formats.profile import Touch, divide_touches
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.units import BLOCK_SIZE
@@ -252,7 +253,25 @@ async def _serve_memory(
         if spec.inherited is not None and spec.inherited.pushes is not None:
             sender = trio.socket.from_stdlib_socket(spec.inherited.pushes)
             push = MemoryPush(disk.image.device.image, part, sender, server.read)
-            nursery.start_soon(push.run, spec.profile, arrivals)
+            nursery.start_soon(push_pages, push.run, spec.profile, disk.image, arrivals)
+
+
+async def push_pages(
+    push: Callable[[Sequence[Touch], Arrivals], Awaitable[None]],
+    profile: Sequence[Touch],
+    image: LocalBackend | StoredBackend,
+    arrivals: Arrivals,
+) -> None:
+    """Push pages as they arrive. To decode what the answer does not need takes time from it.
+
+    Args:
+        push: `MemoryPush.run`.
+    """
+    first, later = divide_touches(profile)
+    await push(first, arrivals)
+    if later and isinstance(image, StoredBackend):
+        await image.prefetch.answer()
+    await push(later, arrivals)
 
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
