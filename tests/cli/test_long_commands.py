@@ -18,6 +18,7 @@ import pytest
 
 from p2pcloop.cli import migrate, stop
 from p2pcloop.client import control_client, progress, rehearsal
+from p2pcloop.client.invocation import is_quiet, prints_json
 from p2pcloop.errors import GuestError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
@@ -146,7 +147,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _shown_on_a_terminal(*, quiet: bool = False) -> bool:
-    return not (quiet or progress.is_quiet() or progress.prints_json())
+    return not (quiet or is_quiet() or prints_json())
 
 
 @pytest.fixture
