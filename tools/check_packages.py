@@ -43,6 +43,12 @@ for each in distributions():  # of two, the first is what is imported
 print(json.dumps(found))
 """
 
+_CATALOGUES = """
+from pathlib import Path
+import p2pcloop
+print(*(path.name for path in Path(p2pcloop.__file__).parent.glob("locale/*.po")))
+"""
+
 _IMPORT_ALL = """
 import importlib, pkgutil
 import p2pcloop, p2pcloopd
@@ -132,7 +138,8 @@ class Check:
         (self.machine.root / "srv" / package.name).unlink()
 
     def environment(self) -> None:
-        """Every module can be imported; every Python package has what it asks for; Tab answers."""
+        """Every module can be imported; every Python package has what it asks for; texts are
+        translated; Tab answers."""
         python = (self.case.python, "-I", "-c")
         self.machine.run(*python, _IMPORT_ALL, user=USER)
         found = json.loads(self.machine.run(*python, _DISTRIBUTIONS, user=USER))
@@ -140,6 +147,9 @@ class Check:
         missing = unmet(found, version.strip())
         if missing:
             raise CheckError(f"Python packages lack what they need: {'; '.join(missing)}")
+        catalogues = set(self.machine.run(*python, _CATALOGUES, user=USER).split())
+        if lacking := {path.name for path in CHECKOUT.glob("p2pcloop/locale/*.po")} - catalogues:
+            raise CheckError(f"it lacks catalogues of translations: {', '.join(sorted(lacking))}")
         asked = (
             "_P2PCLOOP_COMPLETE=bash_complete",
             "COMP_WORDS=p2pcloop netboot --la",
