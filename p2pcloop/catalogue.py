@@ -71,15 +71,17 @@ class Catalogue:
 
     Attributes:
         language: its code, `ja`.
+        forms: of a number: 1 where there is no plural.
     """
 
     def __init__(self, language: str, source: str) -> None:
         self.language = language
         self._texts: dict[str, tuple[str, ...]] = {}
+        self.forms = 1
         self._form: Callable[[int], int] = lambda _count: 0
         for entry in read_entries(source):
             if not entry.id:
-                self._form = _plural_form(entry.texts[0])
+                self.forms, self._form = _plural_forms(entry.texts[0])
             elif all(entry.texts) and not entry.fuzzy:
                 self._texts[entry.id] = entry.texts
 
@@ -125,11 +127,13 @@ def placeholders(template: str) -> list[tuple[str, str | None, str | None]]:
     ]
 
 
-def _plural_form(header: str) -> Callable[[int], int]:
-    """Which of its forms a language uses for a number, as its header says it."""
-    match = re.search(r"plural=([^;\n]+)", header)
-    rule: Callable[[int], int] = c2py(match[1].strip() if match else "n != 1")
-    return rule
+def _plural_forms(header: str) -> tuple[int, Callable[[int], int]]:
+    """How many forms a language has for numbers, and which it uses for one: of its header."""
+    match = re.search(r"nplurals=([0-9]+);\s*plural=([^;\n]+)", header)
+    if match is None:
+        return 1, lambda _count: 0
+    rule: Callable[[int], int] = c2py(match[2].strip())
+    return int(match[1]), rule
 
 
 @cache

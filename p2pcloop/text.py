@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from p2pcloop.words import Text, mapped
+
 _SECRETS = (
     (re.compile(r"(#key=)[a-z2-7]+"), r"\1…"),  # of a private image, in its link
     (re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@]+@"), r"\1…@"),  # a user and a password
@@ -18,6 +20,8 @@ def printable(text: str) -> str:
     Control characters, line ends, marks that reverse the direction of writing and bytes that are
     no text (surrogates) become `\x1b`, `\u202e`, …; a backslash stays as it is.
     """
+    if isinstance(text, Text):  # what strangers wrote in it; the rest is ours
+        return mapped(text, printable)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

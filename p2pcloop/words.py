@@ -8,7 +8,7 @@ are English whatever the language. English users pay for no catalogue (docs/tran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -44,6 +44,14 @@ class Text(str):
         self.number = number
         return self
 
+    def __add__(self, other: str) -> Text:
+        """Both together, as a text."""
+        return Text(str.__add__(self, other), "{one}{two}", {"one": self, "two": other})
+
+    def __radd__(self, other: str) -> Text:
+        """Both together, as a text."""
+        return Text(other + str(self), "{one}{two}", {"one": other, "two": self})
+
 
 def tr(template: str, /, **values: object) -> str:
     """Mark a text for translation, and fill in its values as `str.format` does.
@@ -57,30 +65,43 @@ def tr(template: str, /, **values: object) -> str:
     return Text(template.format(**kept), template, kept)
 
 
+def as_text(text: str) -> str:
+    """A text that was not marked where it was written, such as the constant argument of a function
+    that shows it, as a value of another text."""
+    return text if isinstance(text, Text) else Text(text)
+
+
 def tr_n(one: str, many: str, count: int, /, **values: object) -> str:
     """Mark a text that has a plural form; both may have `{count}`."""
     kept = {name: _kept(value) for name, value in values.items()} | {"count": count}
     return Text((one if count == 1 else many).format(**kept), one, kept, count)
 
 
+def joined(between: str, texts: Iterable[str]) -> str:
+    """Join texts, as `str.join` does."""
+    parts = list(texts)
+    names = [f"part{number}" for number in range(len(parts))]
+    template = between.replace("{", "{{").replace("}", "}}").join(f"{{{name}}}" for name in names)
+    return Text(between.join(parts), template, dict(zip(names, parts, strict=True)))
+
+
 def _kept(value: object) -> object:
     """A value as a text keeps it: of an error, its message."""
-    if isinstance(value, BaseException) and value.args and isinstance(value.args[0], Text):
-        return value.args[0]
-    return value
+    message = getattr(value, "message", None) if isinstance(value, Exception) else None
+    return as_text(message) if isinstance(message, str) else value
 
 
 def mapped(text: Text, change: Callable[[str], str]) -> Text:
-    """Return a text whose words of strangers are changed: each value that is a string."""
+    """Return a text whose words of strangers are changed: all its values but numbers."""
     values = {
         name: mapped(value, change)
         if isinstance(value, Text)
-        else change(value)
-        if isinstance(value, str)
         else value
+        if isinstance(value, int | float)
+        else change(str(value))
         for name, value in text.values.items()
     }
-    return Text(change(text), text.template, values, text.number)
+    return Text(change(str(text)), text.template, values, text.number)
 
 
 _current: Catalogue | None = None
@@ -99,13 +120,13 @@ def use(environment: Mapping[str, str]) -> None:
     )
     if locale.partition(".")[0] in ("C", "POSIX"):
         return  # `LANGUAGE` counts for nothing then, as in the GNU programs
-    from p2pcloop.catalogue import catalogue  # noqa: PLC0415  English users pay for none
-
     wanted = environment.get("LANGUAGE", "").split(":")
     for each in filter(None, (*wanted, locale)):
         language = each.partition(".")[0].partition("@")[0].partition("_")[0]
         if language == "en":
             return
+        from p2pcloop.catalogue import catalogue  # noqa: PLC0415  English users pay for none
+
         _current = catalogue(language)
         if _current is not None:
             return
@@ -122,3 +143,43 @@ def translated(text: str) -> str:
     A text that was not marked is looked up as it stands: many are constants.
     """
     return text if _current is None else _current.say(text)
+
+
+Packed = list[Any]
+"""A text for another program: template, number or None, and values by name."""
+
+_MAX_DEPTH = 8
+
+
+def packed(text: str) -> Packed | None:
+    """What another program needs beside the English text to say it in its user's language."""
+    if not isinstance(text, Text):
+        return None
+    values = {
+        name: [str(value), *(packed(value) or [])] if isinstance(value, Text) else _plain(value)
+        for name, value in text.values.items()
+    }
+    return [text.template, text.number, values]
+
+
+def _plain(value: object) -> int | float | str:
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63):
+        return value
+    return str(value)
+
+
+def unpacked(english: str, told: object, depth: int = 0) -> str:
+    """A text of another program; plain English where `told` is not of the form of `packed`."""
+    match told:
+        case [str(template), int() | None as number, dict(values)] if depth < _MAX_DEPTH:
+            kept: dict[str, object] = {}
+            for name, value in values.items():
+                match value:
+                    case [str(inner), *rest]:
+                        kept[str(name)] = unpacked(inner, rest, depth + 1)
+                    case str() | int() | float():
+                        kept[str(name)] = value
+                    case _:
+                        return english
+            return Text(english, template, kept, number)
+    return english

@@ -16,6 +16,9 @@ from tests.support.programs import Nodes
 hypothesis.settings.register_profile("p2pcloop", deadline=None)
 hypothesis.settings.load_profile("p2pcloop")
 
+# Tests compare English texts, whatever the language of who runs them.
+os.environ |= {"LC_ALL": "C.UTF-8", "LANGUAGE": ""}
+
 # By hand, a kernel for all guests can be chosen; else tests/e2e/conftest.py does. Workers of xdist
 # inherit this.
 if "P2PCLOOP_KERNEL" not in os.environ:

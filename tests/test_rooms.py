@@ -79,6 +79,7 @@ BELOW = {
             "text",
             "units",
             "words",
+            "cells",
             "formats",
             "store",
             "protocol",

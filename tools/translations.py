@@ -21,7 +21,10 @@ from typing import NamedTuple, TypeGuard
 from p2pcloop.catalogue import FOLDER, Entry, read_entries
 from tools.json_table import CHECKOUT
 
-SHOWN = {"say", "notify", "warn", "storage_error", "ask_passphrase", "choose_passphrase"}
+SHOWN = {
+    *("say", "notify", "warn", "report", "storage_error", "ask_passphrase", "choose_passphrase"),
+    *("progress_bar", "growth_bar", "waiting_for"),
+}
 """Functions whose first argument is a text for users."""
 
 _COMMANDS = CHECKOUT / "p2pcloop/cli/commands.py"

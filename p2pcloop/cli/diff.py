@@ -22,7 +22,7 @@ from p2pcloop.making.pack import device_size, odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr
 
 _EPILOG = """
 \b
@@ -124,7 +124,9 @@ def _lines(answer: dict[str, Any]) -> list[str]:
             )
         )
     if not answer["blocks"]:
-        lines.append(tr("no block differs") + (tr(" in what both have") if before != after else ""))
+        lines.append(
+            tr("no block differs") if before == after else tr("no block differs in what both have")
+        )
     else:
         most = "" if answer["exact"] else tr("at most ")
         size = format_size(answer["bytes"])
@@ -137,8 +139,9 @@ def _lines(answer: dict[str, Any]) -> list[str]:
             )
         )
     if len(parts) > 1:
-        found = ", ".join(
-            tr("{count} of the {part}", count=count, part=part) for part, count in parts.items()
+        found = joined(
+            ", ",
+            (tr("{count} of the {part}", count=count, part=part) for part, count in parts.items()),
         )
         lines.append(found)
     return lines

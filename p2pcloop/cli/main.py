@@ -18,7 +18,7 @@ from p2pcloop.client.terminal import open_standard_streams, report_error, report
 from p2pcloop.errors import P2pcloopError, storage_error
 from p2pcloop.loading import loading
 from p2pcloop.text import printable
-from p2pcloop.words import tr
+from p2pcloop.words import language, tr, translated, use
 
 _EPILOG = """
 \b
@@ -41,6 +41,10 @@ class _LazyGroup(click.Group):
             return None
         with loading():
             command: click.Command = importlib.import_module(COMMANDS[name][0]).command
+        if language() != "en":
+            from p2pcloop.cli.translating import translate_command  # noqa: PLC0415  else not needed
+
+            translate_command(command)
         return command
 
     def resolve_command(
@@ -50,10 +54,12 @@ class _LazyGroup(click.Group):
         typed = args[0]
         if typed not in COMMANDS and typed not in ALIASES and not typed.startswith("-"):
             ctx.fail(
-                tr(
-                    "No such command {typed!r}.{typed2}",
-                    typed=printable(typed),
-                    typed2=_meant(typed),
+                translated(
+                    tr(
+                        "No such command {typed!r}.{meant}",
+                        typed=printable(typed),
+                        meant=_meant(typed),
+                    )
                 )
             )
         return super().resolve_command(ctx, args)
@@ -61,7 +67,7 @@ class _LazyGroup(click.Group):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The commands that begin so, without loading any, and options."""
         items = [
-            CompletionItem(name, help=help_line)
+            CompletionItem(name, help=translated(help_line))
             for name, (_, help_line) in COMMANDS.items()
             if name.startswith(incomplete)
         ]
@@ -69,8 +75,8 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for title, commands in SECTIONS.items():
-            with formatter.section(title):
-                lines = [(name, help_line) for name, (_, help_line) in commands.items()]
+            with formatter.section(translated(title)):
+                lines = [(name, translated(text)) for name, (_, text) in commands.items()]
                 formatter.write_dl([(name.ljust(_NAME_WIDTH), text) for name, text in lines])
 
 
@@ -114,10 +120,24 @@ def _wants_json(words: list[str]) -> bool:
     return "--json" in ours and not (ours[0] == "export" and "-" in ours)
 
 
+def _use_language() -> None:
+    use(os.environ)
+    if language() != "en":
+        from p2pcloop.cli.translating import (  # noqa: PLC0415  English users pay for none
+            translate_click,
+            translate_command,
+        )
+
+        translate_click()
+        translate_command(cli)
+
+
 def main() -> None:
     """Run the command line; every error ends as one line, a hint and its exit code."""
     open_standard_streams()
     as_json = _wants_json(sys.argv[1:])
+    if not as_json:  # programs read English, which they may look for
+        _use_language()
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except P2pcloopError as err:

@@ -21,7 +21,12 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord
 from p2pcloop.store.guests import OwnGuest
 from p2pcloop.text import printable, to_json
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr
+
+_NOT_REACHED = tr(
+    "what it said stands above; the node here must be reachable from there (`listen` in"
+    " config.toml)"
+)
 
 _EPILOG = """
 \b
@@ -99,8 +104,9 @@ class _Host:
             UnreachableError: the command failed, or the host is not reached.
         """
         # Said before, for good: ssh may ask something at the terminal meanwhile.
+        told = printable(self.name)
         if shows_progress():
-            warn(f"waiting for `p2pcloop {words[0]}` at {printable(self.name)}")
+            warn(tr("waiting for `p2pcloop {command}` at {name}", command=words[0], name=told))
         command = [*shlex.split(self.ssh), self.name, shlex.join([self.program, *words])]
         try:
             done = subprocess.run(command, input=text.encode(), stdout=subprocess.PIPE, check=False)
@@ -126,8 +132,7 @@ class _Host:
                     name=printable(self.name),
                     returncode=done.returncode,
                 ),
-                hint="what it said stands above; the node here must be reachable from there"
-                " (`listen` in config.toml)" + (f"; {hint}" if hint else ""),
+                hint=joined("; ", [_NOT_REACHED, *([hint] if hint else [])]),
             )
         return done.stdout
 
@@ -197,7 +202,7 @@ def command(
         try:
             there.run(words, made["link"], hint)
         finally:
-            with waiting_for(f"the end of {name} here"):
+            with waiting_for(tr("the end of {name} here", name=name)):
                 guest.wait()  # its process here ends meanwhile: that is no part of the pause
     with OwnGuest(options.home, name, "continue") as own:
         own.record_moved(host)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import click
+
 from p2pcloop.client.terminal import say
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.name import Name, format_key
@@ -12,16 +14,16 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.names import ShortNames
 from p2pcloop.store.records import Records
 from p2pcloop.text import printable
-from p2pcloop.words import tr
+from p2pcloop.words import tr, tr_n, translated
 
 Step = tuple[str, str]
 """What to type, and what it does."""
 
 _FIRST: list[Step] = [
-    ("p2pcloop boot 'magnet:?xt=…'", "boot an image by its link, while it arrives"),
-    ("p2pcloop boot debian.cloop", "boot a file: a cloop, a CD, a disk of a virtual machine"),
-    ("p2pcloop seed debian.cloop", "serve an image to others; prints its link"),
-    ("p2pcloop doctor", "look whether this machine has what guests need"),
+    ("p2pcloop boot 'magnet:?xt=…'", tr("boot an image by its link, while it arrives")),
+    ("p2pcloop boot debian.cloop", tr("boot a file: a cloop, a CD, a disk of a virtual machine")),
+    ("p2pcloop seed debian.cloop", tr("serve an image to others; prints its link")),
+    ("p2pcloop doctor", tr("look whether this machine has what guests need")),
 ]
 
 
@@ -31,7 +33,7 @@ def print_next_steps(home: Home) -> None:
     say(said)
     width = max(len(typed) for typed, _ in steps)
     for typed, does in steps:
-        say(tr("  {width}   {does}", width=typed.ljust(width), does=does))
+        click.echo(f"  {typed.ljust(width)}   {translated(does)}")
     say("\nAll commands: p2pcloop --help. Of one command: p2pcloop COMMAND --help.")
 
 
@@ -48,15 +50,16 @@ def _look(home: Home) -> tuple[str, list[Step]]:
         ), _FIRST
     if not names and not guests:
         return tr("No image is known in {root} yet.", root=printable(str(home.root))), _FIRST
-    known = tr(
-        "{names_count} image{what}", names_count=len(names), what="" if len(names) == 1 else "s"
-    )
-    running = tr("{guests} guest{what}", guests=guests or tr("no"), what="" if guests == 1 else "s")
-    said = tr(
-        "{known} known, {running} running, p2pcloopd {what}.",
-        known=known,
-        running=running,
-        what=tr("runs") if runs else tr("does not run"),
+    known = tr_n("{count} image", "{count} images", len(names))
+    running = tr_n("{count} guest", "{count} guests", guests) if guests else tr("no guests")
+    said = (
+        tr("{known} known, {running} running, p2pcloopd runs.", known=known, running=running)
+        if runs
+        else tr(
+            "{known} known, {running} running, p2pcloopd does not run.",
+            known=known,
+            running=running,
+        )
     )
     return said, list(_later(names, shorts, guests=guests, runs=runs))
 
@@ -67,16 +70,16 @@ def _later(
     if names:
         first = names[0]
         ref = shorts.get(first, f"@{format_key(first.key)[:8]}/{first.label}")
-        yield tr("p2pcloop images"), tr("list what is known here")
+        yield "p2pcloop images", tr("list what is known here")
         yield (
-            tr("p2pcloop boot {ref} --overlay mine.delta", ref=ref),
+            f"p2pcloop boot {ref} --overlay mine.delta",
             tr("boot one, and keep the changes"),
         )
-        yield tr("p2pcloop publish mine.delta --name LABEL"), tr("pass the changes on")
+        yield "p2pcloop publish mine.delta --name LABEL", tr("pass the changes on")
     if guests:
-        yield tr("p2pcloop ps"), tr("list the guests")
+        yield "p2pcloop ps", tr("list the guests")
     if runs:
-        yield tr("p2pcloop status"), tr("show what the node fetches and serves")
-        yield tr("p2pcloop web --open"), tr("show it in a browser, with guests and their consoles")
+        yield "p2pcloop status", tr("show what the node fetches and serves")
+        yield "p2pcloop web --open", tr("show it in a browser, with guests and their consoles")
     else:
-        yield tr("p2pcloop daemon start"), tr("serve your images to others")
+        yield "p2pcloop daemon start", tr("serve your images to others")

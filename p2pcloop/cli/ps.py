@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from p2pcloop.cells import cells, padded
 from p2pcloop.cli.guest_facts import describe_state, guest_facts, short_name
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.terminal import say
@@ -14,7 +15,7 @@ from p2pcloop.store.guests import list_guests
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
-from p2pcloop.words import tr
+from p2pcloop.words import tr, translated
 
 _EPILOG = """
 \b
@@ -24,7 +25,10 @@ Examples:
   p2pcloop ps --json | jq -r '.guests[] | select(.waiting).name'
 """
 
-_HEAD = ("NAME", "IMAGE", "OVERLAY", "MEMORY", "NETWORK", "FETCHED", "STATE")
+_HEAD = (
+    *(tr("NAME"), tr("IMAGE"), tr("OVERLAY"), tr("MEMORY"), tr("NETWORK"), tr("FETCHED")),
+    tr("STATE"),
+)
 
 
 @click.command(epilog=_EPILOG)
@@ -47,10 +51,14 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"guests": facts}))
     elif not facts:
-        say(tr("no guest runs here") + ("" if every else tr("; --all lists those that have ended")))
+        say(
+            tr("no guest runs here")
+            if every
+            else tr("no guest runs here; --all lists those that have ended")
+        )
     else:
         for line in _table([_HEAD, *map(_row, facts)]):
-            say(line)
+            click.echo(line)
 
 
 def _row(facts: dict[str, Any]) -> tuple[str, ...]:
@@ -69,8 +77,9 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    told = [tuple(map(translated, row)) for row in rows]
+    widths = [max(map(cells, column)) for column in zip(*told, strict=True)]
     return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        "  ".join(padded(text, width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in told
     ]

@@ -26,7 +26,7 @@ from p2pcloop.errors import NeedsPackageError
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_duration, format_size
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr, tr_n
 
 _EPILOG = """
 \b
@@ -73,7 +73,7 @@ def _watch_on_terminal(home: Home, client: ControlClient) -> None:
 
 def describe_node(node: dict[str, Any]) -> str:
     """The node itself, in one line."""
-    listen = ", ".join(node["listen"]) or "nowhere"
+    listen = ", ".join(node["listen"]) or tr("nowhere")
     http = ", ".join(f"http://{address}/" for address in node["http"]["listen"]) or tr(
         "not over HTTP"
     )
@@ -88,7 +88,7 @@ def describe_node(node: dict[str, Any]) -> str:
 
 
 def _text(node: dict[str, Any]) -> str:
-    return "\n".join(_lines(node))
+    return joined("\n", _lines(node))
 
 
 def _lines(node: dict[str, Any]) -> Iterator[str]:
@@ -105,16 +105,16 @@ def _lines(node: dict[str, Any]) -> Iterator[str]:
         came = tr("{received} came from it", received=format_size(mirror["received"]))
         yield tr("mirror {base}: {error}", base=mirror["base"], error=mirror["error"] or came)
     if node["guests"]:
-        yield from ("", "guests:")
+        yield from ("", tr("guests:"))
     for guest in node["guests"]:
         image = printable(short_name(guest["image"]))
-        yield f"  {guest['name']} ({image}): {describe_state(guest | {'display': None})}"
+        yield f"  {guest['name']} ({image}): " + describe_state(guest | {"display": None})
     torrents = {torrent["info_hash"]: torrent for torrent in node["torrents"]}
     for image in node["images"]:
         layers = torrents_of(image, torrents)
         # Only a withdrawal has no layers.
         told = _traffic(image, layers) if image["torrents"] else tr("withdrawn by its publisher")
-        yield from ("", image["name"], f"  {told}")
+        yield from ("", image["name"], "  " + told)
     yield from _others(node)
 
 
@@ -123,7 +123,7 @@ def _others(node: dict[str, Any]) -> Iterator[str]:
     if others:
         yield from ("", tr("torrents that are not of the newest version of a name:"))
     for torrent in others:
-        yield f"  {torrent['info_hash'].hex()} ({describe_torrent(torrent)})"
+        yield f"  {torrent['info_hash'].hex()} (" + describe_torrent(torrent) + ")"
         yield f"    {_traffic(torrent, [torrent])}"
 
 
@@ -144,19 +144,18 @@ def _traffic(facts: dict[str, Any], torrents: list[dict[str, Any]]) -> str:
     if waiting := waiting_of(torrents):
         told.append(
             tr(
-                "waits {waiting} for {waiting2}",
-                waiting=format_duration(waiting[0]),
-                waiting2=waiting[1],
+                "waits {duration} for {what}",
+                duration=format_duration(waiting[0]),
+                what=waiting[1],
             )
         )
     moved = tr(
-        "{share}, {peers} peer{what}; received {total} ({total2}/s), sent {total3} ({total4}/s)",
+        "{share}, {peers}; received {received} ({down}/s), sent {sent} ({up}/s)",
         share=share,
-        peers=peers,
-        what="" if peers == 1 else "s",
-        total=total("payload_received"),
-        total2=total("down_rate"),
-        total3=total("payload_sent"),
-        total4=total("up_rate"),
+        peers=tr_n("{count} peer", "{count} peers", peers),
+        received=total("payload_received"),
+        down=total("down_rate"),
+        sent=total("payload_sent"),
+        up=total("up_rate"),
     )
-    return "\n  ".join((moved, *told))
+    return joined("\n  ", (moved, *told))

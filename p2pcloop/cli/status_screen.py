@@ -32,7 +32,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.names import ShortNames
 from p2pcloop.text import printable
 from p2pcloop.units import format_duration, format_size
-from p2pcloop.words import tr
+from p2pcloop.words import tr, translated
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -114,7 +114,7 @@ class _Screen:
         """The screen for the terminal's present size."""
         node = self.node
         if node is None:
-            return Group(Text(tr("asks p2pcloopd …")))
+            return Group(Text(translated(tr("asks p2pcloopd …"))))
         room = self._console.height - _HEAD_LINES
         guests = _guest_rows(node["guests"])
         images = self._image_rows(node)
@@ -122,10 +122,15 @@ class _Screen:
         parts: list[Text | Table] = [*_head(node)]
         if guests:
             parts += _table(
-                ("GUEST", "IMAGE", "UP", "FETCHED", tr("WAITS FOR")), guests, for_guests
+                (tr("GUEST"), tr("IMAGE"), tr("UP"), tr("FETCHED"), tr("WAITS FOR")),
+                guests,
+                for_guests,
             )
             room -= for_guests + _TABLE_LINES
-        head = ("IMAGE", "HERE", "OF", "DOWN", "UP", "PEERS", tr("WAITS FOR"))
+        head = (
+            *(tr("IMAGE"), tr("HERE"), tr("OF"), tr("DOWN"), tr("UP"), tr("PEERS")),
+            tr("WAITS FOR"),
+        )
         parts += _table(head, images, max(1, room - _TABLE_LINES))
         return Group(*parts)
 
@@ -148,9 +153,9 @@ class _Screen:
 def _what(torrent: dict[str, Any]) -> str:
     """Of which image a torrent is, in few characters."""
     if torrent["image"] is None:
-        return f"{describe_torrent(torrent)} {torrent['info_hash'].hex()[:8]}"
-    kind = tr("manifest of ") if torrent["kind"] == "manifest" else ""
-    return f"{kind}{short_name(torrent['image'])} {torrent['version']}"
+        return describe_torrent(torrent) + f" {torrent['info_hash'].hex()[:8]}"
+    what = f"{short_name(torrent['image'])} {torrent['version']}"
+    return tr("manifest of {what}", what=what) if torrent["kind"] == "manifest" else what
 
 
 def _head(node: dict[str, Any]) -> list[Text]:
@@ -183,7 +188,7 @@ def _head(node: dict[str, Any]) -> list[Text]:
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(text, style, no_wrap=True, overflow="ellipsis")
+    return Text(translated(text), style, no_wrap=True, overflow="ellipsis")
 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[Text, ...]], room: int) -> list[Text | Table]:
@@ -193,7 +198,7 @@ def _table(head: Sequence[str], rows: Sequence[tuple[Text, ...]], room: int) -> 
         last = number == len(head) - 1
         right = title in ("HERE", "OF", "DOWN", "UP", "PEERS", "FETCHED")
         table.add_column(
-            title,
+            translated(title),
             justify="right" if right else "left",
             no_wrap=True,
             overflow="ellipsis",

@@ -51,7 +51,7 @@ def command(
     errors: list[P2pcloopError] = []
     for name in chosen:
         try:
-            with waiting_for(f"the end of {name}"), GuestProcess(home, name) as guest:
+            with waiting_for(tr("the end of {name}", name=name)), GuestProcess(home, name) as guest:
                 orderly[name] = guest.stop(seconds)
         except P2pcloopError as err:  # the others are stopped all the same
             errors.append(err)

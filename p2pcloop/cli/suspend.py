@@ -89,7 +89,7 @@ def command(
                 )
                 made = suspend(record, image, publisher, wish)
         if not keep_running:
-            with waiting_for(f"the end of {name}"):
+            with waiting_for(tr("the end of {name}", name=name)):
                 guest.wait()
     made["rehearsed"] = None
     if label is not None and not (private or no_rehearsal):

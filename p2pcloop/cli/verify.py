@@ -95,9 +95,9 @@ def _verify_file(file: ImageFile, *, quiet: bool) -> tuple[dict[str, Any], str]:
     with progress_bar("verifying", quiet=quiet) as progress:
         progress(0, device_size(file))
         make_index(file, progress)
-    text = tr("{size} read", size=format_size(file.size))
+    size = format_size(file.size)
     if any(part.kind == "cloop" for part in file.parts):
-        text += tr(" and decoded: every block is whole")
+        text = tr("{size} read and decoded: every block is whole", size=size)
     else:
-        text += tr("; a raw image has no hashes to compare with")
+        text = tr("{size} read; a raw image has no hashes to compare with", size=size)
     return facts | {"checked": file.size}, text

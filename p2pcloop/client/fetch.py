@@ -8,7 +8,7 @@ from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.refs import report_waiting
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.formats.manifest import LayerRef
-from p2pcloop.words import tr
+from p2pcloop.words import tr_n
 
 
 def fetch_all(ref: StoredRef, *, quiet: bool) -> None:
@@ -25,7 +25,7 @@ def fetch_all(ref: StoredRef, *, quiet: bool) -> None:
                     show(
                         done + fields["have"],
                         total,
-                        tr("{peers} peer{what}", peers=peers, what="" if peers == 1 else "s"),
+                        tr_n("{count} peer", "{count} peers", peers),
                     )
                 report_waiting(event, fields)
 

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from p2pcloop.cells import cells, clipped
 from p2pcloop.client.invocation import is_quiet, prints_json
 from p2pcloop.client.terminal import draw_line, leave_line
 from p2pcloop.units import format_duration, format_size
-from p2pcloop.words import tr
+from p2pcloop.words import as_text, joined, tr, translated
 
 DELAY_SECONDS = 1.0
 
@@ -68,8 +69,10 @@ class Pace:
             return ""
         if not rate:
             return tr("nothing for {clock:.0f} s", clock=self._clock() - self._marks[0][0])
-        left = f", {format_duration(math.ceil((total - done) / rate))} left" if done < total else ""
-        return f"{format_size(rate)}/s{left}"
+        if done >= total:
+            return f"{format_size(rate)}/s"
+        left = format_duration(math.ceil((total - done) / rate))
+        return tr("{rate}/s, {left} left", rate=format_size(rate), left=left)
 
     def rate(self, done: int) -> float | None:
         """Note how much is done; return the recent rate, or None within the first second."""
@@ -134,18 +137,19 @@ class _Bar:
     def _draw(self) -> None:
         self._due = self._clock() + _REDRAW_SECONDS
         self._is_drawn = True
-        told = self._wait or ", ".join(
-            filter(None, (self._pace.tell(self._done, self._total), self._note))
+        told = self._wait or joined(
+            ", ", filter(None, (self._pace.tell(self._done, self._total), self._note))
         )
+        told, what = translated(told), translated(self._what)
         columns = shutil.get_terminal_size().columns - 1
         if self._total:
             share = min(1.0, self._done / self._total)
-            others = len(f"{self._what}  []  100%  {told}")
+            others = cells(f"{what}  []  100%  {told}")
             width = max(_LEAST_WIDTH, min(_WIDTH, columns - others))
             far = f"[{'#' * int(share * width):-<{width}}]  {int(share * 100):3}%"
         else:
             far = format_size(self._done)
-        draw_line(f"{self._what}  {far}  {told}".rstrip()[:columns])
+        draw_line(clipped(f"{what}  {far}  {told}".rstrip(), columns))
 
 
 _bars: list[_Bar] = []
@@ -233,11 +237,13 @@ class Wait:
         now = self._clock()
         self._next = now + _SECOND
         self._is_drawn = True
-        text = tr("waiting for {what}, {now:.0f} s", what=self._what, now=now - self._begun)
+        text = tr(
+            "waiting for {what}, {now:.0f} s", what=as_text(self._what), now=now - self._begun
+        )
         if _bars:
             _bars[-1].wait(text)
         else:
-            draw_line(text)
+            draw_line(translated(text))
 
     def end(self) -> None:
         """Take away what was drawn."""

@@ -188,8 +188,9 @@ class Publisher:
         known = None if self.newest is None else self.newest.signed.manifest.key_check
         if known is not None and (secret is None or key_check(secret) != known):
             raise UsageError(
-                tr("{name} is private, and this would be ", name=self.name)
-                + (tr("for all readers") if secret is None else tr("under another key")),
+                tr("{name} is private, and this would be for all readers", name=self.name)
+                if secret is None
+                else tr("{name} is private, and this would be under another key", name=self.name),
                 hint="its older versions could not be read any more: choose another --name",
             )
 

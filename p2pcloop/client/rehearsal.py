@@ -117,7 +117,7 @@ def rehearsed_touches(manifest: Manifest, home: Home) -> list[Touch]:
     try:
         for number in range(1, TIMES + 1):
             keep()  # an empty one: else that of an earlier state would be taken
-            with waiting_for(f"rehearsal {number} of {TIMES}"):
+            with waiting_for(tr("rehearsal {number} of {times}", number=number, times=TIMES)):
                 rehearse(str(manifest.name), manifest.version, home)
             if (recorded := load_profile(home, state)) is not None:
                 found = merge_touches(found, unpack_touches(recorded.touches))

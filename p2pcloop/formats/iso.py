@@ -265,7 +265,8 @@ def _record_left(cd: _Cd, paths: list[str]) -> None:
 def _some(names: list[str]) -> str:
     """As many of them as fit into a line."""
     more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (tr(" and {more} more", more=more) if more > 0 else "")
+    told = ", ".join(names[:_MAX_LISTED])
+    return tr("{names} and {more} more", names=told, more=more) if more > 0 else told
 
 
 def _like_images(cd: _Cd, size: int) -> list[str]:

@@ -69,6 +69,21 @@ class Header:
         """Bytes of the (sparse) file: every block has its place from the start."""
         return self.data_offset + self.image_size
 
+    def _other_mode(self, path: Path, mode: str) -> str:
+        if self.files:
+            return tr(
+                "{path} is an overlay of mode files: it holds a file system of changed files;"
+                " mode {mode} is needed here",
+                path=path,
+                mode=mode,
+            )
+        return tr(
+            "{path} is an overlay of mode block: it holds changed blocks of the image; mode"
+            " {mode} is needed here",
+            path=path,
+            mode=mode,
+        )
+
     def pack(self) -> bytes:
         """Return the 4096 bytes of the header.
 
@@ -149,13 +164,7 @@ class Header:
         """
         if mode not in (None, self.mode):
             raise MismatchError(
-                tr("{path} is an overlay of mode {mode}: it holds ", path=path, mode=self.mode)
-                + (
-                    tr("a file system of changed files")
-                    if self.files
-                    else tr("changed blocks of the image")
-                )
-                + tr("; mode {mode} is needed here", mode=mode),
+                self._other_mode(path, mode),
                 hint=tr(
                     "`p2pcloop boot` takes it with --overlay-mode {mode} or without that option; or"
                     " give another file name to start anew",

@@ -24,7 +24,7 @@ import msgpack
 from p2pcloop import errors
 from p2pcloop.errors import DaemonError, FormatError, P2pcloopError, StorageError
 from p2pcloop.frozen import dataclass
-from p2pcloop.words import tr
+from p2pcloop.words import Packed, Text, mapped, packed, tr, unpacked
 
 CONTROL_VERSION = 1
 
@@ -269,9 +269,17 @@ def _error_to_map(error: P2pcloopError) -> dict[str, Any]:
         "message": _sendable(str(error)),
         "hint": None if error.hint is None else _sendable(error.hint),
     }
+    # With these the client says it in its user's language; left out where they would not fit.
+    told = {"message": _told(error.message), "hint": _told(error.hint)}
+    if len(repr(told)) < MAX_TEXT // 4:
+        fields["told"] = told
     if isinstance(error, StorageError):
         fields["errno"] = error.errno
     return fields
+
+
+def _told(text: str | None) -> Packed | None:
+    return packed(mapped(text, _sendable)) if isinstance(text, Text) else None
 
 
 def _sendable(text: str) -> str:
@@ -281,11 +289,15 @@ def _sendable(text: str) -> str:
 
 def _error_from_map(fields: Mapping[str, Any]) -> P2pcloopError:
     match fields:
-        case {"kind": "StorageError", "message": str(message), "hint": str() | None as hint}:
+        case {"kind": str(kind), "message": str(message), "hint": str() | None as hint}:
+            told = fields.get("told")
+            if isinstance(told, dict):  # not from a p2pcloopd of before
+                message = unpacked(message, told.get("message"))
+                hint = hint and unpacked(hint, told.get("hint"))
+            if kind != "StorageError":
+                return _KINDS.get(kind, DaemonError)(message, hint=hint)
             errno = fields.get("errno")
             if type(errno) is not int or not 0 <= errno < 1 << 16:
                 raise RemoteControlError("a StorageError without its errno")
             return StorageError(message, errno=errno, hint=hint)
-        case {"kind": str(kind), "message": str(message), "hint": str() | None as hint}:
-            return _KINDS.get(kind, DaemonError)(message, hint=hint)
     raise RemoteControlError("a map that is no error")

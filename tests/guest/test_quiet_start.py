@@ -201,7 +201,7 @@ async def test_messages_stand_above_the_line(boot: Boot) -> None:
 async def test_a_line_is_no_wider_than_the_terminal(boot: Boot) -> None:
     boot.line.draw("ü" * 300)
     [drawn] = boot.told()
-    assert drawn == "?" * 79
+    assert drawn == "ü" * 79
 
 
 def test_what_p2pcloop_says_and_what_failed_is_shown_before_the_prompt() -> None:

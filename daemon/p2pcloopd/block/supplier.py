@@ -17,6 +17,7 @@ from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.protocol.waiting import describe_cause, describe_slow, describe_waiting
+from p2pcloop.words import tr
 from p2pcloopd.block.fetched_file import FetchedFile
 from p2pcloopd.block.timeline_file import TimelineFile
 from p2pcloopd.block.waiting_file import WaitingFile
@@ -186,7 +187,7 @@ class Supplier:
                 return data
 
     def _report_full(self, error: StorageError) -> None:
-        self._waiting.report(f"room: {error}")
+        self._waiting.report(tr("room: {error}", error=error))
         if time.monotonic() - self._reported_full >= _REPORT_FULL_SECONDS:
             self._reported_full = time.monotonic()
             _log.warning("the guest waits for room: %s; %s", error, error.hint or "free some")

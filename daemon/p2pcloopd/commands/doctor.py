@@ -24,7 +24,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
-from p2pcloop.words import tr
+from p2pcloop.words import as_text, joined, tr
 from p2pcloopd.entry import run
 from p2pcloopd.programs import find_program
 
@@ -78,7 +78,7 @@ def command(home: Home, *, as_json: bool) -> None:
         facts = _try(check)
         found.append(facts)
         if not as_json:
-            say("\n".join(_text(facts)))
+            say(joined("\n", _text(facts)))
     if as_json:
         click.echo(to_json({"checks": found}))
     if any(facts["result"] == "missing" for facts in found):
@@ -96,13 +96,11 @@ def checks(home: Home) -> Iterator[Check]:
     yield Check(tr("the clock"), tr("signatures and versions"), partial(_clock, home), needed=True)
     yield Check("p2pcloopd", tr("fetching and seeding"), partial(_node, home))
     yield Check("mke2fs", tr("overlays of read-only images"), _program("mke2fs", "e2fsprogs"))
-    yield Check(
-        tr("user network"), tr("--net user"), _program("libslirp-helper", "libslirp-helper")
-    )
-    yield Check(tr("networks of guests"), tr("--net lan"), _lan)
-    yield Check("a display", tr("--display vnc, web"), _display)
+    yield Check(tr("user network"), "--net user", _program("libslirp-helper", "libslirp-helper"))
+    yield Check(tr("networks of guests"), "--net lan", _lan)
+    yield Check(tr("a display"), "--display vnc, web", _display)
     yield Check("FUSE", "mount", _fuse)
-    yield Check("QEMU", tr("--vm qemu"), _qemu)
+    yield Check("QEMU", "--vm qemu", _qemu)
     yield Check("KVM", tr("guests of QEMU at full speed"), _kvm)
     yield Check("qemu-img", tr("disks of virtual machines"), _program("qemu-img", "qemu-utils"))
     yield Check("xorriso", "export --iso", _program("xorriso", "xorriso"))
@@ -117,13 +115,13 @@ def _try(check: Check) -> dict[str, Any]:
         return facts | {"result": "ok", "said": said, "hint": None}
     except P2pcloopError as err:
         result: Result = "missing" if check.needed else "absent"
-        return facts | {"result": result, "said": str(err), "hint": err.hint}
+        return facts | {"result": result, "said": err.message, "hint": err.hint}
 
 
 def _text(facts: dict[str, Any]) -> Iterator[str]:
     """The lines of one check."""
     mark = {"ok": "ok", "missing": "MISSING", "absent": "-"}[facts["result"]]
-    said = printable(facts["said"])
+    said = as_text(printable(facts["said"]))
     yield tr(
         "{mark:8} {what} (for {purpose}): {said}",
         mark=mark,
@@ -132,7 +130,7 @@ def _text(facts: dict[str, Any]) -> Iterator[str]:
         said=said,
     )
     if facts["hint"]:
-        yield tr("{what:8}   hint: {hint}", what="", hint=printable(facts["hint"]))
+        yield tr("{blank:8}   hint: {hint}", blank="", hint=as_text(printable(facts["hint"])))
 
 
 def _program(name: str, package: str) -> Callable[[], str]:

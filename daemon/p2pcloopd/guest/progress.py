@@ -10,7 +10,7 @@ from p2pcloop.client.progress import Pace
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.text import printable
 from p2pcloop.units import format_size
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr, translated
 from p2pcloopd.guest.console.status_line import StatusLine
 from p2pcloopd.guest.transcript import Transcript
 
@@ -47,21 +47,28 @@ class Progress:
         if is_quiet():
             return
         now = self._clock()
-        parts = [f"booting, {now - self._started:.0f} s: {_phase(transcript)}"]
+        parts = [
+            tr(
+                "booting, {seconds:.0f} s: {phase}",
+                seconds=now - self._started,
+                phase=_phase(transcript),
+            )
+        ]
         waiting = self._folder.read_waiting()
         if waiting is not None:
             parts.append(
                 tr("waits {now:.0f} s: {what}", now=now - waiting.since, what=waiting.what)
             )
         parts += self._came(with_rate=waiting is None)
-        self.line.draw("; ".join(parts))
+        self.line.draw(translated(joined("; ", parts)))
 
     def finish(self, after: float) -> None:
         """Tell that the guest shows its prompt, `after` seconds ago."""
         if is_quiet():
             return
         up = self._clock() - after - self._started
-        self.line.finish(", ".join([tr("p2pcloop: up after {up:.1f} s", up=up), *self._came()]))
+        told = [tr("p2pcloop: up after {up:.1f} s", up=up), *self._came()]
+        self.line.finish(translated(joined(", ", told)))
 
     def _came(self, *, with_rate: bool = False) -> list[str]:
         came = self._folder.read_fetched()
@@ -80,4 +87,4 @@ class Progress:
 def _phase(transcript: Transcript) -> str:
     if transcript.started:
         return printable(transcript.started)
-    return "kernel" if transcript.tail else "starting"
+    return tr("kernel") if transcript.tail else tr("starting")

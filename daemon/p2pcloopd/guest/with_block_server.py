@@ -18,7 +18,7 @@ import trio
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import OwnGuest
-from p2pcloop.words import tr
+from p2pcloop.words import tr, translated
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.control_server import open_listener
@@ -52,7 +52,12 @@ def report_keys(overlay: Path | None) -> None:
     """Tell a user at a terminal about the escape key, and about changes that will be lost."""
     if is_our_terminal(sys.stdin.fileno()):
         told = [BRIEF, *([tr("no overlay: changes last for this boot")] if overlay is None else [])]
-        print(*(f"p2pcloop: {line}" for line in told), sep="\n", file=sys.stderr, flush=True)
+        print(
+            *(f"p2pcloop: {translated(line)}" for line in told),
+            sep="\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 Live = Callable[[GuestSpec, Events], Awaitable[GuestResult]]

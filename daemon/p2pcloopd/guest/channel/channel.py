@@ -30,7 +30,7 @@ from p2pcloop.protocol.agent import (
     encode_wake,
     new_mark,
 )
-from p2pcloop.words import tr
+from p2pcloop.words import tr, tr_n
 from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
 
 MAX_COMMANDS = 8
@@ -324,12 +324,11 @@ class Channel:
                 while self._running:
                     await self._changed.wait()
             if self._running:
-                s = "" if self._running == 1 else "s"
                 raise BusyError(
-                    tr(
-                        "{running} command{s} of `exec`, `cp` or --session run in the guest",
-                        running=self._running,
-                        s=s,
+                    tr_n(
+                        "{count} command of `exec`, `cp` or --session run in the guest",
+                        "{count} commands of `exec`, `cp` or --session run in the guest",
+                        self._running,
                     ),
                     hint="wait until it has ended, or end it",
                 )

@@ -22,7 +22,7 @@ import trio
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import format_duration
-from p2pcloop.words import tr
+from p2pcloop.words import tr, tr_n
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.system.addresses import Addresses
@@ -153,12 +153,11 @@ def _told(goes_on: str, woken: Woken) -> list[str]:
         return [tr("{goes_on}, and its agent did not do all: {left}", goes_on=goes_on, left=_LEFT)]
     told = [tr("{goes_on}; its clock was set", goes_on=goes_on)]
     if woken.connections:
-        s = "" if woken.connections == 1 else "s"
         told.append(
-            tr(
-                "has {connections} TCP connection{s} of before, which lead nowhere now",
-                connections=woken.connections,
-                s=s,
+            tr_n(
+                "has {count} TCP connection of before, which lead nowhere now",
+                "has {count} TCP connections of before, which lead nowhere now",
+                woken.connections,
             )
         )
     if not woken.reseeds:

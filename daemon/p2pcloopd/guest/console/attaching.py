@@ -13,7 +13,7 @@ from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.invocation import is_quiet
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.store.guests import GuestFolder
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr
 from p2pcloopd.control_client import ConnectionLostError, ControlClient
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.console.console import Sink, guest_keys, is_our_terminal
@@ -71,7 +71,7 @@ async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int
             terminal.is_connected = True
             if is_terminal:
                 if not is_quiet():
-                    report(f"p2pcloop: {ATTACHED_BRIEF}")
+                    report(joined("", ["p2pcloop: ", ATTACHED_BRIEF]))
                 terminal.set_up = stack.enter_context(guest_keys(_STDIN))
                 nursery.start_soon(terminal.send_size)
             nursery.start_soon(terminal.keyboard.read)

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 
 from p2pcloop.text import printable
-from p2pcloop.words import tr
+from p2pcloop.words import tr, translated
 
 
 def say(done: str) -> None:
@@ -18,7 +18,7 @@ def report(text: str) -> None:
     """Write some lines, wherever the terminal's cursor stands."""
     # The guest may be in the middle of a line, and its terminal makes no carriage returns.
     end = "\r\n" if sys.stderr.isatty() else "\n"
-    lines = ["" if sys.stderr.isatty() else None, *text.splitlines(), ""]
+    lines = ["" if sys.stderr.isatty() else None, *translated(text).splitlines(), ""]
     with suppress(OSError):  # the terminal may be gone
         sys.stderr.write(end.join(line for line in lines if line is not None))
         sys.stderr.flush()

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 
 import trio
 
+from p2pcloop.cells import cells, clipped, padded
+
 _STDERR = 2
 _COLUMNS = 80
 _RECEIVE_SIZE = 1 << 16
@@ -39,15 +41,14 @@ class StatusLine:
         that takes nothing now goes without it."""
         if not self._takes_more():
             return
-        plain = text.encode("ascii", "replace").decode()  # one column each
-        line = plain[: self._columns() - 1]
-        self._write(f"\r{line.ljust(len(self._drawn))}".encode())
+        line = clipped(text, self._columns() - 1)
+        self._write(f"\r{padded(line, cells(self._drawn))}".encode())
         self._drawn = line
 
     def erase(self) -> None:
         """Take the line away; what is printed next begins in its place."""
         if self._drawn:
-            self._write(f"\r{' ' * len(self._drawn)}\r".encode())
+            self._write(f"\r{' ' * cells(self._drawn)}\r".encode())
             self._drawn = ""
 
     def finish(self, text: str) -> None:

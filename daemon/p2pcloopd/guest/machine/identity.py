@@ -20,7 +20,7 @@ from p2pcloop.formats.machine_state import MachineState, Network
 from p2pcloop.frozen import dataclass
 from p2pcloop.text import printable
 from p2pcloop.units import format_size
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr
 from p2pcloopd.guest.machine import kvm
 from p2pcloopd.guest.machine.firmware import BIOS_FILE, find_uefi
 from p2pcloopd.guest.machine.qemu_command import (
@@ -285,8 +285,8 @@ def check_host(machine: MachineState, host: Host) -> None:
     found = differences(machine, host)
     if found:
         raise MismatchError(
-            tr("the guest cannot go on here: ") + "; ".join(each.what for each in found),
-            hint="; ".join(dict.fromkeys(each.help for each in found)),
+            tr("the guest cannot go on here: {why}", why=joined("; ", (it.what for it in found))),
+            hint=joined("; ", dict.fromkeys(each.help for each in found)),
         )
 
 

@@ -1,0 +1,127 @@
+"""Every text that users read can be translated, and each catalogue has all of them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.catalogue import FOLDER, Catalogue, placeholders, read_entries
+from tools.json_table import CHECKOUT
+from tools.translations import (
+    Found,
+    branches,
+    error_classes,
+    merged,
+    positions,
+    sources,
+    texts,
+    trees,
+)
+
+CATALOGUES = sorted(FOLDER.glob("*.po"))
+
+NOT_SHOWN = {
+    "daemon/p2pcloopd/guest/machine/kvm_probe.py",  # a program of its own, without p2pcloop
+}
+"""Modules whose texts are not for users."""
+
+WORDS = re.compile(r"[A-Za-z]{2}")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Found]:
+    return texts()
+
+
+def holds_words(part: ast.expr) -> bool:
+    constants = (each.value for each in ast.walk(part) if isinstance(each, ast.Constant))
+    return any(WORDS.search(str(value)) for value in constants)
+
+
+def test_texts_with_values_are_marked() -> None:
+    """A constant is found by its place; one that is put together has to be passed to `tr`."""
+    modules = trees()
+    errors = error_classes(modules)
+    unmarked = [
+        f"{path.relative_to(CHECKOUT)}:{part.lineno} {ast.unparse(part)}"
+        for path, tree in modules.items()
+        if str(path.relative_to(CHECKOUT)) not in NOT_SHOWN
+        for _, value in positions(tree, errors)
+        for part in branches(value)
+        if isinstance(part, ast.JoinedStr | ast.BinOp) and holds_words(part) and not marks(part)
+    ]
+    assert unmarked == []
+
+
+def marks(part: ast.expr) -> bool:
+    """Texts that are put together by `+` stay texts."""
+    return isinstance(part, ast.BinOp) and any(
+        isinstance(each, ast.Call) and getattr(each.func, "id", "") in ("tr", "tr_n", "joined")
+        for each in ast.walk(part)
+    )
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_marked_texts_are_constants_and_stay_texts(path: Path) -> None:
+    """An f-string, or `str.join`, makes plain English of a text: `+`, `joined` and `tr` do not."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tr":
+            assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}"
+        if isinstance(node, ast.JoinedStr):
+            called = [each for each in ast.walk(node) if isinstance(each, ast.Call)]
+            names = [getattr(each.func, "id", "") for each in called]
+            assert "tr" not in names or "translated" in names, f"{path}:{node.lineno}"
+
+
+def test_there_are_catalogues(found: dict[str, Found]) -> None:
+    assert [path.stem for path in CATALOGUES] == ["ja"]
+    assert len(found) > 2000
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
+def test_a_catalogue_has_every_text_and_no_other(path: Path, found: dict[str, Found]) -> None:
+    entries = {each.id: each for each in read_entries(path.read_text(encoding="utf-8"))}
+    header = entries.pop("")
+    assert entries.keys() - found.keys() == set(), "python -m tools.translations"
+    assert found.keys() - entries.keys() == set(), "python -m tools.translations"
+    untranslated = [each.id for each in entries.values() if each.fuzzy or not all(each.texts)]
+    assert untranslated == []
+    assert path.read_text(encoding="utf-8") == merged(header, entries, found)
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
+def test_translations_have_the_placeholders_of_the_text(
+    path: Path, found: dict[str, Found]
+) -> None:
+    wrong = []
+    for entry in list(read_entries(path.read_text(encoding="utf-8")))[1:]:
+        text = found[entry.id]
+        if text.has_values:
+            wanted = set(placeholders(entry.id))
+            wrong += [each for each in entry.texts if set(placeholders(each)) != wanted]
+        else:
+            braces = re.findall(r"\{[^{}]*\}", entry.id)
+            found_here = (re.findall(r"\{[^{}]*\}", each) for each in entry.texts)
+            wrong += [entry.id for each in found_here if sorted(each) != sorted(braces)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
+def test_translations_keep_what_is_typed_and_the_lines(path: Path) -> None:
+    """Commands in backquotes, line ends, and blanks at the ends, which join texts."""
+    wrong = []
+    for entry in list(read_entries(path.read_text(encoding="utf-8")))[1:]:
+        for told in entry.texts:
+            typed = [set(re.findall(r"`[^`]*`", each)) for each in (entry.id, told)]
+            lines = [each.count("\n") for each in (entry.id, told)]
+            if typed[0] != typed[1] or lines[0] != lines[1] or told.strip() == "":
+                wrong.append(entry.id)
+    assert wrong == []
+
+
+def test_the_forms_of_a_number_are_those_of_the_language() -> None:
+    assert Catalogue("ja", (FOLDER / "ja.po").read_text(encoding="utf-8")).forms == 1
