@@ -221,7 +221,9 @@ def test_a_suspend_shows_what_it_waits_for(
 
     monkeypatch.setattr(rehearsal, "rehearse", fail)
     publisher: Any = SimpleNamespace(home=Home.at(home))
-    manifest = SimpleNamespace(name="@key/state", version=1)
+    manifest = SimpleNamespace(
+        name="@key/state", version=1, image_id=bytes(32), size=1 << 20, machine=object()
+    )
     state: Any = SimpleNamespace(signed=SimpleNamespace(manifest=manifest))
     with pytest.raises(GuestError):
         rehearsal.publish_rehearsed(publisher, state, "", public=False, quiet=False)
