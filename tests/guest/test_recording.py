@@ -85,6 +85,9 @@ def test_what_a_guest_touches_after_its_answer_is_for_later() -> None:
         Touch(8, 1, 1500),
         *(Touch(7, 1, LATER + 2000), Touch(6, 1, LATER + 2200)),
     ]
+    resumed.said = [102.1, 102.6, 103.8]  # it is ended, and says so
+    ended = boot_touches(found, resumed, resumed=True)
+    assert [touch.is_later for touch in ended] == [False, False, False, True, True]
     resumed.said = []  # it says nothing: nobody knows
     assert not any(touch.is_later for touch in boot_touches(found, resumed, resumed=True))
     resumed.said = [103.9]  # it answered by what it had touched

@@ -5,8 +5,8 @@ it is up once it rests, that is, at its first pause in reading after the prompt.
 
 A guest that is resumed goes on at once: it is up at its first short pause. Pages of its memory that
 its profile named were pushed, so they are not read: what is recorded is added to that profile.
-What its machine read before it went on has the time 0. What it touched after the last thing that it
-printed until it rested is marked (`LATER`): who waits for its answer does not wait for that.
+What its machine read before it went on has the time 0. What it touched after its first answer is
+marked (`LATER`): who waits for its answer does not wait for that.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ to pause for at most 1.5 s."""
 _RESUMED_REST_SECONDS = 1.0
 """As above, of a guest that was resumed: all that it needs to answer is read within half a second,
 and what is missing takes a round trip of the line."""
+
+_SILENCE_SECONDS = 0.9
+"""A guest that says nothing for so long has answered. A rehearsal ends it after a second of it, and
+what it says then is no answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -108,8 +112,8 @@ def boot_touches(
         # Its machine reads something before, and then waits for what the guest needs.
         went_on = outcome.went_on or begun
         end = _rests_at(times, went_on, _RESUMED_REST_SECONDS)
-        rested = end + _RESUMED_REST_SECONDS
-        answered = max((at for at in outcome.said if at <= rested), default=end)
+        said = [at for at in outcome.said if at <= end + _RESUMED_REST_SECONDS]
+        answered = _rests_at(said, said[0], _SILENCE_SECONDS) if said else end
     elif outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
         end = outcome.begun + outcome.guest.boot_seconds
         if display:
