@@ -46,6 +46,7 @@ from bench.links import (
     netboot,
     state,
     state_crowd,
+    state_desktop,
 )
 from bench.links.suite import INTERRUPTED
 from bench.run_setup import PROGRAM, RESULTS, machine_facts, opened_bench, screen
@@ -93,6 +94,7 @@ SUITES = {
     "netboot": netboot.main,
     "state": state.main,
     "state-crowd": state_crowd.main,
+    "state-desktop": state_desktop.main,
     "migrate": migrating.main,
 }
 """Measures over slow lines, with options of their own; named first, and alone."""

@@ -34,6 +34,7 @@ SECTIONS = {
     "desktop": "A desktop",
     "netboot": "A machine that boots over the network",
     "state": "A suspended guest goes on",
+    "state-desktop": "A suspended desktop goes on",
     "state-crowd": "Many who resume one state at once",
     "migrate": "A running guest moves, and comes back",
     "guest-net": "The network of a guest",

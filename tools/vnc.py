@@ -69,8 +69,11 @@ class Viewer:
         changed: the time.monotonic() at which the picture last changed, or first was asked for.
     """
 
-    def __init__(self, address: str, password: str) -> None:
+    def __init__(self, address: str, password: str | None) -> None:
         """Connect to `HOST:PORT`.
+
+        Args:
+            password: None for a server that asks for none.
 
         Raises:
             RefusedError: the server does not want this viewer.
@@ -142,10 +145,14 @@ class Viewer:
         """How many pixels of the whole picture have exactly this colour."""
         return self.colours(Region(0, 0, self.width, self.height))[colour]
 
+    def picture(self) -> Image.Image:
+        """The picture as it was last seen."""
+        size = self.width, self.height
+        return Image.frombytes("RGB", size, bytes(self._picture), "raw", "RGBX")
+
     def save(self, path: Path) -> None:
         """Write the picture to a file, of the kind that its name tells."""
-        size = self.width, self.height
-        Image.frombytes("RGB", size, bytes(self._picture), "raw", "RGBX").save(path)
+        self.picture().save(path)
 
     def click(self, x: int, y: int) -> None:
         """Click on something with the left button, as a hand does: rest there, press, and let go
@@ -155,6 +162,10 @@ class Viewer:
         self._point(x, y, buttons=_LEFT_BUTTON)
         self.wait_for_change()
         self._point(x, y, buttons=0)
+
+    def point_away(self) -> None:
+        """Rest the pointer where nothing shows a tooltip: towards the lower right corner."""
+        self._point(self.width * 3 // 4, self.height * 3 // 4, buttons=0)
 
     def _point(self, x: int, y: int, *, buttons: int) -> None:
         self._sock.sendall(struct.pack(">BBHH", 5, buttons, x, y))
@@ -166,13 +177,16 @@ class Viewer:
             for down in (1, 0):
                 self._sock.sendall(struct.pack(">BBxxI", 4, down, key))
 
-    def _connect(self, password: str) -> None:
+    def _connect(self, password: str | None) -> None:
         if self._read(len(_VERSION)) != _VERSION:
             raise VncError("this is no VNC server of version 3.8")
         self._sock.sendall(_VERSION)
         self.offered = set(self._read(self._read(1)[0]))
-        self._sock.sendall(bytes([BY_PASSWORD]))
-        self._sock.sendall(vnc_des(password.encode().ljust(8, b"\0"), self._read(16)))
+        if password is None:
+            self._sock.sendall(bytes([NO_PASSWORD]))
+        else:
+            self._sock.sendall(bytes([BY_PASSWORD]))
+            self._sock.sendall(vnc_des(password.encode().ljust(8, b"\0"), self._read(16)))
         if self._read(4) != bytes(4):
             raise RefusedError(self._text())
         self._sock.sendall(b"\1")  # shared with other viewers

@@ -170,7 +170,7 @@ def _made_state(bench: Bench) -> State:
 
 
 @contextmanager
-def _seeding(rig: Rig, state: State) -> Iterator[None]:
+def seeding(rig: Rig, state: State) -> Iterator[None]:
     """The seeder's node serves the state."""
     argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "daemon"]
     run([*argv, "start", "--home", state.home])
@@ -190,7 +190,7 @@ def _cold(state: State, rig: Rig, _shared: Path) -> Iterator[Boot]:
         ):
             yield console
 
-    with _seeding(rig, state):
+    with seeding(rig, state):
         yield boot
 
 

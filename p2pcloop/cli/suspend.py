@@ -13,7 +13,9 @@ from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.rehearsal import publish_rehearsed
 from p2pcloop.client.suspend import Wish, image_of, suspend
 from p2pcloop.client.terminal import notify, say
+from p2pcloop.client.use import Use
 from p2pcloop.errors import P2pcloopError, UsageError
+from p2pcloop.store.guest_record import GuestRecord
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
@@ -24,6 +26,7 @@ _EPILOG = """
 Examples:
   p2pcloop suspend g1                        # later: p2pcloop resume g1
   p2pcloop suspend g1 --publish desktop -m 'an XFce that is up'
+  p2pcloop suspend g1 --publish web --rehearse 'curl -s localhost:8080'
   p2pcloop suspend g1 --keep-running         # a state to go back to
 """
 
@@ -47,6 +50,13 @@ Examples:
     is_flag=True,
     help="With --publish: do not try here what the guest needs first when it goes on.",
 )
+@click.option(
+    "--rehearse",
+    "use",
+    metavar="COMMAND",
+    help="With --publish: COMMAND uses the guest as readers will while it is tried here, by the"
+    " ports that it had (--port).",
+)
 @version_options
 def command(
     name: str,
@@ -57,6 +67,7 @@ def command(
     private: bool,
     keep_running: bool,
     no_rehearsal: bool,
+    use: str | None,
 ) -> None:
     """Stop the guest NAME where it is, and keep it as a state: disk, memory and devices together.
 
@@ -67,7 +78,7 @@ def command(
     Memory holds passwords and keys of those who used the guest: without --publish the state is
     private, and only those to whom you give its whole link can read it. One that is published goes
     on here twice, for some seconds and without a network: what it needs first is packed together,
-    so that it goes on soon elsewhere.
+    so that it goes on soon elsewhere. With --rehearse it has its network then.
     """
     home = options.home
     if options.public and label is None:
@@ -75,8 +86,11 @@ def command(
             "a state without --publish is private: --public would announce it to all",
             hint="add --publish LABEL, or leave out --public",
         )
+    rehearses = label is not None and not (private or no_rehearsal)
+    _check_use(use, rehearses=rehearses, keep_running=keep_running)
     with GuestProcess(home, name) as guest:
         record = guest.record
+        rehearsed_use = None if use is None else _use_of(use, record)
         with publisher_of(label or f"{name}-state", options) as publisher:
             image = image_of(record, home)
             with image.client:
@@ -92,13 +106,49 @@ def command(
             with waiting_for(tr("the end of {name}", name=name)):
                 guest.wait()
     made["rehearsed"] = None
-    if label is not None and not (private or no_rehearsal):
-        made |= _rehearsed(made, label, message, options)
+    if label is not None and rehearses:
+        made |= _rehearsed(made, label, message, options, rehearsed_use)
     _report(made | {"guest": name, "runs": keep_running}, home, as_json=options.as_json)
 
 
+def _check_use(use: str | None, *, rehearses: bool, keep_running: bool) -> None:
+    """Refuse `--rehearse` where there is no rehearsal, or one without the guest's ports.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if use is None:
+        return
+    if not rehearses:
+        raise UsageError(
+            tr("--rehearse is for a state that is published, and tried here"),
+            hint=tr("add --publish LABEL, without --private and --no-rehearsal"),
+        )
+    if keep_running:
+        raise UsageError(
+            tr("the guest keeps its ports with --keep-running: --rehearse could not use its copy"),
+            hint=tr("leave one of them out"),
+        )
+
+
+def _use_of(command: str, record: GuestRecord) -> Use:
+    """What a command does with a guest's copy.
+
+    Raises:
+        UsageError: no port leads into the guest.
+    """
+    if not record.ports:
+        raise UsageError(
+            tr(
+                "no port leads into the guest {name}: --rehearse could not use it", name=record.name
+            ),
+            hint=tr("boot it with --net user --port PORT:GUESTPORT"),
+        )
+    return Use(command, record.network, tuple(record.ports))
+
+
 def _rehearsed(
-    made: dict[str, Any], label: str, message: str, options: PublishOptions
+    made: dict[str, Any], label: str, message: str, options: PublishOptions, use: Use | None
 ) -> dict[str, Any]:
     """Publish a state once more, with what it needs first packed together.
 
@@ -114,7 +164,9 @@ def _rehearsed(
         if not quiet:
             notify("it goes on here for some seconds, to see what it needs first")
         try:
-            return publish_rehearsed(publisher, state, message, public=options.public, quiet=quiet)
+            return publish_rehearsed(
+                publisher, state, message, public=options.public, quiet=quiet, use=use
+            )
         except P2pcloopError as err:
             notify(tr("it is published without what it needs first: {err}", err=err))
             return {}

@@ -4,6 +4,10 @@ Nobody knows before which of a guest's pages it needs to answer: a few of a hund
 profile, who resumes the state elsewhere first would fetch them one by one, a round trip each. So
 the publisher does it first, on this machine, where all of them are. The guest of the rehearsal has
 no network, its changes are dropped, and it ends after some seconds.
+
+A console's answer tells little of a guest that is used by a screen, or serves web pages. So the
+publisher may give a command that then uses it as its readers will (use.py). So it has its network,
+and all that it touches until the command has ended is recorded.
 """
 
 from __future__ import annotations
@@ -25,12 +29,14 @@ from p2pcloop.client.open_stored import open_stored
 from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.use import Use
 from p2pcloop.errors import GuestError
 from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.profile import (
     Profile,
     Touch,
+    join_touches,
     merge_touches,
     pack_profile,
     pack_touches,
@@ -70,7 +76,13 @@ _MAX_SAID = 1000
 
 
 def publish_rehearsed(
-    publisher: Publisher, state: StoredRef, message: str, *, public: bool, quiet: bool
+    publisher: Publisher,
+    state: StoredRef,
+    message: str,
+    *,
+    public: bool,
+    quiet: bool,
+    use: Use | None = None,
 ) -> dict[str, Any]:
     """Rehearse the newest version of a name, a state, and publish the next one: with a profile, and
     with what that names packed together.
@@ -81,16 +93,17 @@ def publish_rehearsed(
         message: one line about the next one.
         public: announce it as far as the node's settings allow.
         quiet: show no progress.
+        use: what is done with the guest meanwhile; None for keys at its console alone.
 
     Returns:
         As of `Publisher.release`, with `rehearsed`: bytes that were packed once more.
 
     Raises:
-        GuestError: it did not go on.
+        GuestError: it did not go on, or the command failed.
         P2pcloopError: p2pcloopd could not serve it.
     """
     home, manifest = publisher.home, state.signed.manifest
-    touches = pack_touches(rehearsed_touches(manifest, home))
+    touches = pack_touches(rehearsed_touches(manifest, home, use))
     with ExitStack() as stack:
         opened = open_stored(state, home, stack)
         made = HotMaker(publisher, quiet).optimize(opened, touches)
@@ -100,7 +113,7 @@ def publish_rehearsed(
     return answer | {"rehearsed": made.layer.pack_length}
 
 
-def rehearsed_touches(manifest: Manifest, home: Home) -> list[Touch]:
+def rehearsed_touches(manifest: Manifest, home: Home, use: Use | None = None) -> list[Touch]:
     """Rehearse a state some times; return what was touched, and keep it as the state's profile."""
     state, machine = manifest.image_id, manifest.machine
     assert machine is not None, "it is a state"
@@ -118,7 +131,7 @@ def rehearsed_touches(manifest: Manifest, home: Home) -> list[Touch]:
         for number in range(1, TIMES + 1):
             keep()  # an empty one: else that of an earlier state would be taken
             with waiting_for(tr("rehearsal {number} of {times}", number=number, times=TIMES)):
-                rehearse(str(manifest.name), manifest.version, home)
+                rehearse(str(manifest.name), manifest.version, home, use)
             if (recorded := load_profile(home, state)) is not None:
                 found = merge_touches(found, unpack_touches(recorded.touches))
     finally:
@@ -144,28 +157,21 @@ def in_packing_order(touches: Sequence[Touch], machine: MachineState) -> list[To
         (placed(touch) for touch in touches if not touch.is_later),
         key=lambda touch: (touch.start < device, touch.after, touch.start),
     )
-    joined: list[Touch] = []
-    for touch in ordered:
-        last = joined[-1] if joined else None
-        if last is not None and (last.end, last.after) == (touch.start, touch.after):
-            joined[-1] = replace(last, count=last.count + touch.count)
-        else:
-            joined.append(touch)
-    return [*joined, *(touch for touch in touches if touch.is_later)]
+    return [*join_touches(ordered), *(touch for touch in touches if touch.is_later)]
 
 
-def rehearse(name: str, version: int, home: Home) -> None:
-    """Resume a state of this node, type something at its console, and end it once it rests; the
-    home then has a profile of it.
+def rehearse(name: str, version: int, home: Home, use: Use | None = None) -> None:
+    """Resume a state of this node, type something at its console, use it once it rests, and end it;
+    the home then has a profile of it.
 
     Args:
         name: of the state.
 
     Raises:
-        GuestError: it did not go on.
+        GuestError: it did not go on, or the command failed.
     """
     command = [*module_command("p2pcloop.cli.main"), "resume", name, "--at", str(version)]
-    command += ["--home", os.fspath(home.root)]
+    command += ["--home", os.fspath(home.root), *(use.words() if use else ())]
     with ExitStack() as stack:
         said = stack.enter_context(tempfile.TemporaryFile())
         process = subprocess.Popen(
@@ -176,17 +182,26 @@ def rehearse(name: str, version: int, home: Home) -> None:
             start_new_session=True,  # a Ctrl-C at our terminal is for us
         )
         stack.callback(_end, process)
-        assert process.stdin is not None
-        assert process.stdout is not None
         # Its input stays open: at the end of it the guest would be shut down.
-        with suppress(BrokenPipeError):  # it has ended already
-            os.write(process.stdin.fileno(), _KEYS)
-        if not _wait_for_rest(process.stdout):
+        goes_on = _press_keys(process)
+        if use is not None:
+            # Not before it rests: else what wakes it would be recorded in part.
+            goes_on = use.run(process, _end_of)
+        if not goes_on:
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(_GONE_SECONDS)
                 raise GuestError(
                     tr("it does not go on here ({code}): {said}", code=code, said=_end_of(said))
                 )
+
+
+def _press_keys(process: subprocess.Popen[bytes]) -> bool:
+    """Press keys at a guest's console, and wait until it rests; return whether it has answered."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError):  # it has ended already
+        os.write(process.stdin.fileno(), _KEYS)
+    return _wait_for_rest(process.stdout)
 
 
 def _wait_for_rest(output: IO[bytes]) -> bool:

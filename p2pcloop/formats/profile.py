@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import msgpack
 import zstandard
@@ -153,6 +154,29 @@ def divide_touches(touches: Iterable[Touch]) -> tuple[list[Touch], list[Touch]]:
     for touch in touches:
         (later if touch.is_later else first).append(touch)
     return first, later
+
+
+def by_address(touches: Iterable[Touch]) -> list[Touch]:
+    """The touches of a guest that waits for all of them, in a shorter form: those at the first
+    instant come first, and the others have the next one; each part is ordered by address.
+
+    A desktop touches 8000 single pages until it has answered. By time they take more than a profile
+    can hold; by address most of them are neighbours.
+    """
+    early = (replace(touch, after=min(touch.after, 1)) for touch in touches)
+    return join_touches(sorted(early, key=lambda touch: (touch.after, touch.start)))
+
+
+def join_touches(touches: Iterable[Touch]) -> list[Touch]:
+    """The same touches, with one in the place of two of one instant that follow each other."""
+    joined: list[Touch] = []
+    for touch in touches:
+        last = joined[-1] if joined else None
+        if last is not None and (last.end, last.after) == (touch.start, touch.after):
+            joined[-1] = replace(last, count=last.count + touch.count)
+        else:
+            joined.append(touch)
+    return joined
 
 
 def seconds_of(touches: Sequence[Touch]) -> float:

@@ -10,6 +10,10 @@ from p2pcloop.formats.profile import MAX_TOUCHES
 MAX_SECONDS = 300.0
 """A boot is over by then; later reads say nothing about it."""
 
+MAX_FOUND = 4 * MAX_TOUCHES
+"""More than a profile holds. A desktop that goes on touches 10,000 single pages until it has
+answered; by address they are a third as many runs (`by_address`)."""
+
 _REGION_BITS = 18
 _REGION = 1 << _REGION_BITS
 """Blocks (1 GiB) whose touches share an array, so that a large device takes memory only for the
@@ -62,7 +66,7 @@ class Touches:
         start, blocks, at = self.found[-1]
         if start + blocks == first:
             self.found[-1] = (start, blocks + count, at)
-        elif len(self.found) < MAX_TOUCHES:
+        elif len(self.found) < MAX_FOUND:
             self.found.append((first, count, now))
         else:
             self._end()

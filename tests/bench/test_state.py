@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from PIL import Image
 
-from bench.links import migrating, state_crowd
+from bench.links import migrating, state_crowd, state_desktop
 from bench.links.boots import LinkRun
 from bench.links.contenders import PROFILED
 from bench.links.control import Control
@@ -18,6 +19,7 @@ from bench.links.link import Link
 from bench.links.qemu_rivals import COPIED, PRECOPY
 from bench.links.sample import Sample
 from bench.links.state import HERE, RESUMED, bars, parse
+from bench.links.use_desktop import differences
 
 
 def found(rate: float, seconds: float, received: int, *, booted: float, moved: float) -> LinkRun:
@@ -48,6 +50,29 @@ def test_what_qemu_does_is_not_ten_times_slower() -> None:
 def test_three_lines_unless_others_are_named() -> None:
     assert [link.rate for link in parse([]).links] == [8748e3, 1507e3, 613e3]
     assert parse(["--links", "1507", "--ours"]).ours
+
+
+def test_a_desktop_has_a_bar_and_an_image_of_its_own() -> None:
+    def run(rate: float, seconds: float) -> LinkRun:
+        samples = [Sample(seconds, False, 8_000_000, 0)]
+        every = {state_desktop.RESUMED: samples, state_desktop.HERE: samples}
+        return LinkRun(Link(rate), Control(1.0, 0.001), every)
+
+    assert [bar.reached for bar in state_desktop.bars(run(1507e3, 5.9))] == [True, True]
+    assert not state_desktop.bars(run(1507e3, 6.1))[0].reached
+    assert state_desktop.bars(run(613e3, 60.0))[0].limit is None
+    assert state_desktop.parse([]).image == ("--desktop", "vnc")
+    with pytest.raises(SystemExit):
+        state_desktop.parse(["--tiny"])
+
+
+def test_the_clock_is_no_part_of_the_picture() -> None:
+    before, after = Image.new("RGB", (1280, 800)), Image.new("RGB", (1280, 800))
+    after.paste((9, 9, 9), (1230, 4, 1240, 20))
+    assert differences(before, after) is None
+    after.paste((9, 9, 9), (100, 70, 108, 85))
+    assert differences(before, after) == (100, 70, 108, 85)
+    assert differences(before, Image.new("RGB", (640, 480)))
 
 
 def test_many_and_moves_have_lines_of_1507() -> None:

@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.client import rehearsal
+from p2pcloop.client import use as use_module
 from p2pcloop.errors import GuestError
 from p2pcloop.formats.manifest import open_manifest
 from p2pcloop.formats.profile import (
@@ -56,6 +57,46 @@ def test_a_key_is_pressed_and_the_guest_is_ended_once_it_rests(told: Path, tmp_p
     assert told.read_text() == f"{rehearsal._KEYS!r} {words} {tmp_path}"
 
 
+def test_a_command_uses_the_guest_by_the_ports_that_it_had(told: Path, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    use = use_module.Use(f"echo used >>'{note}'", "user", ("127.0.0.1:5901:5901/tcp",))
+    rehearsal.rehearse("@key/state", 3, Home(tmp_path), use)
+    assert note.read_text() == "used\n"
+    options = "--record-all --net user --port 127.0.0.1:5901:5901/tcp"
+    assert told.read_text().endswith(f"--home {tmp_path} {options}")
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize(
+    ("command", "seconds", "message"),
+    [
+        ("echo no viewer; exit 3", 60.0, r"failed \(3\): no viewer"),
+        ("sleep 1000", 0.2, "not ended after 0.2"),
+    ],
+)
+def test_a_command_that_fails_tells_why(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    seconds: float,
+    message: str,
+) -> None:
+    monkeypatch.setattr(use_module, "_SECONDS", seconds)
+    use = use_module.Use(command, "user", ("127.0.0.1:80:80/tcp",))
+    with pytest.raises(GuestError, match=message):
+        rehearsal.rehearse("@key/state", 3, Home(tmp_path), use)
+
+
+def test_a_command_does_not_outlive_its_guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = [sys.executable, "-c", "import sys; sys.exit('p2pcloop: no QEMU')"]
+    monkeypatch.setattr(rehearsal, "module_command", lambda _: failing)
+    use = use_module.Use("sleep 1000", "user", ())
+    with pytest.raises(GuestError, match="no QEMU"):
+        rehearsal.rehearse("@key/state", 3, Home(tmp_path), use)
+
+
 def test_a_guest_that_says_nothing_is_ended_too(
     told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +114,7 @@ def test_rehearsals_record_all_that_each_touches(
     found = [[Touch(5, 2, 7), Touch(40, 1, LATER)], [Touch(40, 1, 9), Touch(9, 1, LATER + 5)]]
     runs = iter(found)
 
-    def rehearse(name: str, version: int, _home: Home) -> None:
+    def rehearse(name: str, version: int, _home: Home, _use: None) -> None:
         assert (name, version) == (str(manifest.name), manifest.version)
         known = load_profile(home, manifest.image_id)
         assert known is not None

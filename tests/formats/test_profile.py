@@ -15,6 +15,7 @@ from p2pcloop.formats.profile import (
     MAX_TOUCHES_SIZE,
     Profile,
     Touch,
+    by_address,
     is_profile,
     merge_touches,
     open_profile,
@@ -176,3 +177,9 @@ def test_a_profile_merged_with_itself_is_the_same() -> None:
     touches = [Touch(5, 5, 0), Touch(1 << 40, 1 << 20, 3), Touch(0, 5, 9)]
     assert merge_touches(touches, touches) == touches
     assert merge_touches([], touches) == touches
+
+
+def test_what_is_waited_for_whole_is_shortest_by_address() -> None:
+    found = [Touch(90, 2, 0), Touch(8, 1, 700), Touch(40, 3, 701), Touch(9, 4, 9000)]
+    assert by_address(found) == [Touch(90, 2, 0), Touch(8, 5, 1), Touch(40, 3, 1)]
+    assert by_address([]) == []

@@ -94,6 +94,14 @@ def test_what_a_guest_touches_after_its_answer_is_for_later() -> None:
     assert not any(touch.is_later for touch in boot_touches(found, resumed, resumed=True))
 
 
+def test_all_that_a_rehearsed_guest_touches_until_its_end_counts() -> None:
+    resumed = outcome(prompt=None)
+    resumed.went_on = 101.0
+    found = [[0, 1, 101.0], [8, 1, 101.5], [9, 1, 105.0]]
+    kept = boot_touches(found, resumed, resumed=True, whole=True)
+    assert [touch.start for touch in kept] == [0, 8, 9]
+
+
 def test_a_resume_without_a_profile_records_one(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     found = outcome([8, 4, 101.0], [0, 1, 101.5], prompt=None)

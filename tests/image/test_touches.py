@@ -1,8 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcloop.formats.profile import MAX_TOUCHES
-from p2pcloop.image.touches import MAX_SECONDS, Touches
+from p2pcloop.image.touches import MAX_FOUND, MAX_SECONDS, Touches
 
 
 class Clock:
@@ -54,7 +53,7 @@ def test_noting_ends_with_the_time_of_a_boot() -> None:
 
 def test_noting_ends_when_a_profile_is_full() -> None:
     touches = Touches(Clock())
-    for number in range(MAX_TOUCHES + 1):
+    for number in range(MAX_FOUND + 1):
         touches.record(2 * number, 1)
-    assert len(touches.found) == MAX_TOUCHES
+    assert len(touches.found) == MAX_FOUND
     assert not touches.noting

@@ -79,6 +79,7 @@ class Plan:
         earlier: what to do about a guest that had the name before, as for `OwnGuest`.
         invocation: how the command was called, for `start`; None where that boots no such guest.
         resuming: what the guest goes on with; None for one that boots.
+        records_all: record what a resumed guest touches until its end, not only until it rests.
     """
 
     start: Callable[[ReadyGuest], None]
@@ -90,6 +91,7 @@ class Plan:
     earlier: Earlier = "refuse"
     invocation: Invocation | None = None
     resuming: Resuming | None = None
+    records_all: bool = False
 
 
 def prepare(options: GuestOptions) -> None:
@@ -193,6 +195,7 @@ class Hosting:
             fresh=fresh,
             display=plan.display is not None,
             known=None if plan.resuming is None else plan.resuming.known(disk),
+            whole=plan.records_all,
         )
         if options.report is not None:
             facts = image_facts(target, before, options.home) | outcome.facts()

@@ -80,6 +80,7 @@ def _to_keys(
     help="Resume a state of this key without a question, this time; `p2pcloop key trust` is for"
     " all times.",
 )
+@click.option("--record-all", is_flag=True, hidden=True)  # of a rehearsal
 @resume_options
 def command(
     ref: str,
@@ -88,6 +89,7 @@ def command(
     *,
     detach: bool,
     forgets: bool,
+    record_all: bool,
 ) -> None:
     """Let a suspended guest go on: NAME, which was suspended here, or the state REF.
 
@@ -100,7 +102,8 @@ def command(
     gone. If the state does not fit this machine, it says what differs before anything is fetched.
     For REF `-` the REF comes on standard input.
     """
-    guest = _Guest.find(typed_ref(ref), options, trusted, "forget" if forgets else "moved")
+    earlier: Earlier = "forget" if forgets else "moved"
+    guest = replace(_Guest.find(typed_ref(ref), options, trusted, earlier), records_all=record_all)
     if not detach:
         raise click.exceptions.Exit(guest.run(None))
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for all
@@ -118,6 +121,7 @@ class _Guest:
         options: of the command; with the name and the overlay that it gets.
         earlier: what to do about a guest that had the name before.
         begun: seconds of the monotonic clock at the command's start.
+        records_all: as of `hosting.Plan`.
     """
 
     ref: str
@@ -125,6 +129,7 @@ class _Guest:
     options: ResumeOptions
     earlier: Earlier
     begun: float
+    records_all: bool = False
 
     @classmethod
     def find(
@@ -190,6 +195,7 @@ class _Guest:
                 earlier=self.earlier,
                 invocation=hosting.Invocation(self._words(), str(Path.cwd())),
                 resuming=Resuming(_machine(self.target), options.name or ""),
+                records_all=self.records_all,
             )
             result: GuestResult = hosting.Hosting(
                 str(self.target.name), self.target, options, plan, ports

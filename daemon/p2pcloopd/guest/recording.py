@@ -6,7 +6,8 @@ it is up once it rests, that is, at its first pause in reading after the prompt.
 A guest that is resumed goes on at once: it is up at its first short pause. Pages of its memory that
 its profile named were pushed, so they are not read: what is recorded is added to that profile.
 What its machine read before it went on has the time 0. What it touched after its first answer is
-marked (`LATER`): who waits for its answer does not wait for that.
+marked (`LATER`): who waits for its answer does not wait for that. One that is rehearsed with a
+command is ended when that is done: all until then belongs to its answer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from p2pcloop.formats.profile import (
     LATER,
     Profile,
     Touch,
+    by_address,
     merge_touches,
     pack_profile,
     pack_touches,
@@ -52,6 +54,7 @@ def keep_recording(
     fresh: bool,
     display: bool = False,
     known: Sequence[Touch] | None = None,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Keep what a boot read first as the profile of its image, and take it out of the report.
 
@@ -64,15 +67,18 @@ def keep_recording(
         fresh: whether its overlay held nothing when it began.
         display: whether it had a display.
         known: the profile by which a guest was resumed; None for one that booted.
+        whole: whether all that a resumed guest touched until its end counts.
 
     Returns:
         For the report: `touches`, `blocks`, and whether it was `kept`.
     """
     image_id, found = outcome.block.pop("image_id", b""), outcome.block.pop("touches", [])
-    touches = boot_touches(found, outcome, display=display, resumed=known is not None)
+    touches = boot_touches(found, outcome, display=display, resumed=known is not None, whole=whole)
     if not touches:
         return {"touches": 0, "blocks": 0, "kept": False}
     touches = merge_touches(known or (), touches)
+    if whole:
+        touches = by_address(touches)
     own = load_profile(home, image_id)
     kept = own is None or (own.key is None and fresh)
     if kept:
@@ -91,6 +97,7 @@ def boot_touches(
     *,
     display: bool = False,
     resumed: bool = False,
+    whole: bool = False,
 ) -> list[Touch]:
     """Return the touches until the guest was up, or all of them if there was no prompt.
 
@@ -102,6 +109,7 @@ def boot_touches(
         outcome: when the guest began, and how long its boot took.
         display: whether it had a display.
         resumed: whether it was resumed, and not booted.
+        whole: whether all that a resumed guest touched until its end counts.
     """
     if not found:
         return []
@@ -111,9 +119,10 @@ def boot_touches(
     if resumed:
         # Its machine reads something before, and then waits for what the guest needs.
         went_on = outcome.went_on or begun
-        end = _rests_at(times, went_on, _RESUMED_REST_SECONDS)
-        said = [at for at in outcome.said if at <= end + _RESUMED_REST_SECONDS]
-        answered = _rests_at(said, said[0], _SILENCE_SECONDS) if said else end
+        if not whole:
+            end = _rests_at(times, went_on, _RESUMED_REST_SECONDS)
+            said = [at for at in outcome.said if at <= end + _RESUMED_REST_SECONDS]
+            answered = _rests_at(said, said[0], _SILENCE_SECONDS) if said else end
     elif outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
         end = outcome.begun + outcome.guest.boot_seconds
         if display:
