@@ -33,7 +33,9 @@ from bench.run_setup import CHECKOUT
 from tools.console import Console, NotInTimeError
 
 _FAST = Link(1e9)
-_GUEST = "desktop"
+_GUEST = "p2pcloop"
+"""Its host name, as in the prompt that the image shows without one."""
+
 _BOOT_LIMIT = 900.0
 """Seconds: without KVM, on a busy machine."""
 
