@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.guests import LIMIT, LOGIN, boot_initramfs, disk_arguments, guest
@@ -31,13 +31,24 @@ from p2pcloop.units import BLOCK_SIZE
 
 
 def resident_mb(pid: int) -> float:
-    """Megabytes of a process and of all its descendants, shared memory left out."""
-    status = Path(f"/proc/{pid}/status").read_text()
+    """Megabytes of a process and of all its descendants, shared memory left out.
+
+    Raises:
+        BenchError: it has ended. Descendants that have ended have no memory.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        status, children = "", []
     sizes = re.findall(r"^Rss(?:Anon|File):\s*(\d+) kB$", status, re.MULTILINE)
     if len(sizes) != 2:
-        raise BenchError(f"/proc/{pid}/status has no RssAnon and RssFile")
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return sum(map(int, sizes)) * 1024 / 1e6 + sum(resident_mb(int(child)) for child in children)
+        raise BenchError(f"the process {pid} has ended, and has no memory")
+    total = sum(map(int, sizes)) * 1024 / 1e6
+    for child in children:
+        with suppress(BenchError):
+            total += resident_mb(int(child))
+    return total
 
 
 def peak_mb(pid: int) -> float:

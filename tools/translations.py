@@ -10,10 +10,10 @@ the web page. docs/translating.md tells more.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
@@ -257,8 +257,10 @@ def begin(path: Path) -> None:
 
 def main() -> None:
     """Update all catalogues."""
+    parser = argparse.ArgumentParser(prog="tools.translations", description=main.__doc__)
+    parser.add_argument("language", nargs="*", help="begin a catalogue for this one, as de")
     FOLDER.mkdir(exist_ok=True)
-    for language in sys.argv[1:]:
+    for language in parser.parse_args().language:
         if not (FOLDER / f"{language}.po").exists():
             begin(FOLDER / f"{language}.po")
     found = texts()

@@ -142,6 +142,10 @@ def test_memory_counts_children() -> None:
         assert resident_mb(os.getpid()) > resident_mb(child.pid)
         assert child.stdin is not None
         child.stdin.close()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert resident_mb(os.getpid()) > 0
+        with pytest.raises(BenchError, match="has ended"):
+            resident_mb(child.pid)
 
 
 @pytest.mark.interop
