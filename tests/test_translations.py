@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.catalogue import FOLDER, Catalogue, placeholders, read_entries
+from p2pcloopd.web.words import RESOURCES, html_texts
 from tools.json_table import CHECKOUT
 from tools.translations import (
     Found,
@@ -75,6 +76,61 @@ def test_marked_texts_are_constants_and_stay_texts(path: Path) -> None:
             called = [each for each in ast.walk(node) if isinstance(each, ast.Call)]
             names = [getattr(each.func, "id", "") for each in called]
             assert "tr" not in names or "translated" in names, f"{path}:{node.lineno}"
+
+
+LITERAL = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:[^\"\\\n]|\\.)*\"|`(?:[^`\\]|\\.)*`", re.DOTALL)
+"""A comment, a string or a template of JavaScript."""
+
+NO_TEXT = re.compile(
+    r"""(?:from\ |===\ |\b(?:find|element|drawn|box|key|ask|startsWith|EventSource)\(
+    |\b(?:addEventListener|createElementNS|getElementById)\(|press\([^)]*|class:\ [^,}]*
+    |className\ =\ [^;]*|\b(?:role|rel|target|scope|method|do|preserveAspectRatio):[ ]
+    |"(?:Content-Type|aria-hidden|shape-rendering)":\ )$""",
+    re.VERBOSE,
+)
+"""What stands before a name: of an element, an event, a class or a file."""
+
+COMMAND = "p2pcloop display ${guest.name}"
+NAMES = {"bytes", "kB", "MB", "GB", "images", "fetch-link", "publish", COMMAND}
+
+
+@pytest.mark.parametrize("path", sorted(RESOURCES.glob("*.js")), ids=lambda path: path.name)
+def test_texts_of_the_page_are_marked(path: Path) -> None:
+    assert unmarked(path.read_text()) == []
+
+
+def unmarked(script: str) -> list[str]:
+    """Strings of a script that are neither passed to `tr` nor stand where a name does."""
+    found = []
+    for match in LITERAL.finditer(script):
+        words = re.sub(r"\$\{[^{}]*\}", "", match[0])
+        before = script[: match.start()].rstrip("\n")[-80:]
+        if match[0][0] == "/" or not WORDS.search(words) or match[0][1:-1] in NAMES:
+            continue
+        is_key = script.startswith(":", match.end()) and before.endswith((", ", "{ "))
+        if not before.endswith("tr(") and not NO_TEXT.search(before) and not is_key:
+            found.append(match[0])
+    return found
+
+
+def test_a_text_of_the_page_that_is_not_marked_is_found() -> None:
+    script = """
+    // "no text"
+    find("id").append(tr("marked"), "one", `${two} of ${three}`, ok ? "four" : tr("five"));
+    element("p", { class: bad ? "bad" : "good", "aria-label": "six" }, "seven");
+    """
+    assert [each[1:-1] for each in unmarked(script)] == [
+        *("one", "${two} of ${three}", "four", "six", "seven")
+    ]
+
+
+def test_html_has_texts_only_where_they_are_found() -> None:
+    html = (RESOURCES / "index.html").read_text()
+    assert {"Peers", "Guest's name", "Table of images", "as the image says"} <= set(
+        html_texts(html)
+    )
+    assert "p2pcloop" not in html_texts(html)
+    assert re.findall(r" (?:title|alt|label|value)=\"[^\"]+\"", html) == []
 
 
 def test_there_are_catalogues(found: dict[str, Found]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
 from p2pcloop.catalogue import FOLDER, Entry, read_entries
+from p2pcloopd.web.words import RESOURCES, html_texts, script_texts
 from tools.json_table import CHECKOUT
 
 SHOWN = {
@@ -28,7 +29,6 @@ SHOWN = {
 """Functions whose first argument is a text for users."""
 
 _COMMANDS = CHECKOUT / "p2pcloop/cli/commands.py"
-_PAGE = CHECKOUT / "daemon/p2pcloopd/web/resources"
 _COMMENT = re.compile(r"^  [^#\n]*\S\s+# (.*)$", re.MULTILINE)
 _LETTERS = re.compile(r"[A-Za-z]{2}")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
@@ -191,7 +191,11 @@ def _constant(value: ast.expr) -> object:
 
 
 def _page() -> Iterator[Found]:
-    yield from ()
+    html = RESOURCES / "index.html"
+    yield from (Found(text, "", _where(html), "page") for text in html_texts(html.read_text()))
+    for path in sorted(RESOURCES.glob("*.js")):
+        for text in script_texts(path.read_text()):
+            yield Found(text, "", _where(path), "page", bool(_PLACEHOLDER.search(text)))
 
 
 def _name(node: ast.AST) -> str:

@@ -12,7 +12,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.picture.chunk_map import EARLIER, OWN, Cell, ChunkMap, State
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr
 
 COLUMNS = 64
 CELL = 5
@@ -28,10 +28,10 @@ _LABEL = 40
 """Characters of a sender in a legend; what is longer is cut."""
 
 _STATES = {
-    State.HERE: "here",
+    State.HERE: tr("here"),
     State.UNUSED: tr("fetched, and not read by the boot"),
     State.COMING: tr("on its way"),
-    State.MISSING: "missing",
+    State.MISSING: tr("missing"),
     State.EMPTY: tr("zeros, nothing is stored"),
 }
 
@@ -66,7 +66,8 @@ class Panel:
     @property
     def told(self) -> str:
         """The same in words."""
-        return f"{self.title}: {'; '.join(mark.label for mark in self.marks)}."
+        labels = joined("; ", (mark.label for mark in self.marks))
+        return tr("{title}: {labels}.", title=self.title, labels=labels)
 
 
 def grid_height(chunk_map: ChunkMap) -> int:
@@ -87,7 +88,7 @@ def draw_panels(chunk_map: ChunkMap) -> list[Panel]:
 
 def _by_state(chunk_map: ChunkMap) -> Panel:
     labels = {
-        state.name.lower(): f"{what}, {_size(chunk_map.states[state])}"
+        state.name.lower(): tr("{what}, {size}", what=what, size=_size(chunk_map.states[state]))
         for state, what in _STATES.items()
         if chunk_map.states[state]
     }
@@ -101,14 +102,19 @@ def _by_sender(chunk_map: ChunkMap) -> Panel:
     kinds |= dict.fromkeys(ranked[_SENDERS:], "others") | {EARLIER: EARLIER, OWN: OWN}
     words = {kind: printable(name) for name, kind in kinds.items()}
     words |= {
-        "others": "others",
         EARLIER: tr("here before, or not known who"),
         OWN: tr("published here"),
     }
     sizes: dict[str, int] = {}
     for name in [*ranked, OWN, EARLIER]:
         sizes[kinds[name]] = sizes.get(kinds[name], 0) + senders.get(name, 0)
-    labels = {kind: f"{_cut(words[kind])}, {_size(n)}" for kind, n in sizes.items() if n}
+    labels = {
+        kind: tr("others, {size}", size=_size(n))
+        if kind == "others"
+        else tr("{what}, {size}", what=_cut(words[kind]), size=_size(n))
+        for kind, n in sizes.items()
+        if n
+    }
     labels |= {"missing": tr("not here")}
 
     def kind_of(cell: Cell) -> str:

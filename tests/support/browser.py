@@ -16,13 +16,16 @@ _OPTIONS = ["--no-sandbox", "--disable-gpu"]
 
 
 @contextmanager
-def browser_page() -> Iterator[Page]:
-    """A page in a browser of its own. What it complains of fails the test in the end."""
+def browser_page(language: str = "en-US") -> Iterator[Page]:
+    """A page in a browser of its own, whose user reads a language.
+
+    What it complains of fails the test in the end.
+    """
     complaints: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
         try:
-            page = browser.new_page()
+            page = browser.new_page(locale=language)
             page.on("console", lambda message: complaints.append(message.text))
             page.on("pageerror", lambda error: complaints.append(str(error)))
             yield page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.support.images import write_cloop_file
 from tests.support.programs import Node, Nodes
 
 RAW = random.Random(3).randbytes(4096 * 256)
+_JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 PICTURES = os.environ.get("P2PCLOOP_SCREENSHOTS")
 """A directory for pictures of the page, to be looked at."""
 
@@ -82,6 +84,44 @@ def test_the_page_shows_a_node_to_everybody(node: Node) -> None:
         look(page, "guest")
         page.get_by_label("Filter").fill("no such image")
         expect(row).to_have_count(0)
+
+
+def test_the_page_speaks_japanese_to_who_reads_it(node: Node) -> None:
+    with browser_page("ja-JP") as page:
+        page.goto(node.json("web")["url"])
+        expect(page.locator("html")).to_have_attribute("lang", "ja")
+        expect(page.locator("#node")).to_contain_text("プロセス")
+        page.get_by_role("button", name="/debian").click()
+        expect(page.locator("#image-title")).to_contain_text("イメージ")
+        expect(page.get_by_role("img", name="ここにあるもの: 取得済み")).to_be_visible()
+        _all_is_japanese(page)
+        look(page, "image-ja")
+        page.get_by_role("button", name="g1").click()
+        expect(page.locator("#timeline")).to_contain_text("読み込みの待ちは 2 回、計 1.8 秒")
+        expect(page.locator("#guests tr")).to_contain_text("シャットダウン (0)")
+        _all_is_japanese(page)
+        look(page, "guest-ja")
+
+
+_MARKED = ", ".join(
+    [
+        *("h2", "h3:not(#jobs h3)", "label", "button:not(.link)", "th", "dt", "figcaption"),
+        *("summary", "option:not([value*='/'])", "#timeline .legend li", "[aria-label]"),
+        "[placeholder]",
+    ]
+)
+
+
+def _all_is_japanese(page: Page) -> None:
+    """Headings, names of fields and facts, buttons and labels, seen or not."""
+    told: list[str] = page.evaluate(
+        """(marked) => [...document.querySelectorAll(marked)].filter((each) => each.translate)
+        .map((each) => each.getAttribute("aria-label") ?? each.getAttribute("placeholder")
+            ?? each.textContent)""",
+        _MARKED,
+    )
+    assert len(told) > 60
+    assert [each for each in told if each.strip() and not _JAPANESE.search(each)] == []
 
 
 def _go_by_keyboard(page: Page) -> None:

@@ -51,7 +51,7 @@ def test_it_runs_while_it_is_asked_for_and_ends_with_p2pcloopd(nodes: Nodes) -> 
     assert url.startswith("http://127.0.0.1:")
     page = Page(url)
     status, _, body = page.ask("")
-    assert (status, b"<title>p2pcloop</title>" in body) == (200, True)
+    assert (status, b">p2pcloop</title>" in body) == (200, True)
     [first] = web_processes(node)
     first.kill()
     assert page.ask("")[0] == 200
@@ -86,6 +86,18 @@ def test_a_post_comes_from_this_page_alone(page: Page) -> None:
     for wrong in ({}, [], {"do": "rm"}, {"do": "fetch", "ref": " "}):
         status, told = page.post("act", wrong)
         assert (status, told["class"]) == (400, "FormatError")
+
+
+def test_who_reads_japanese_gets_the_page_and_its_errors_in_japanese(page: Page) -> None:
+    japanese = {"Accept-Language": "ja,en-US;q=0.7,en;q=0.3"}
+    assert '<html lang="ja">' in page.ask("", headers=japanese)[2].decode()
+    english, told = (
+        json.loads(page.ask("console?guest=none", headers=headers)[2])
+        for headers in ({"Accept-Language": "fr, en;q=0.5, ja;q=0.1"}, japanese)
+    )
+    assert english["error"] == "there is no guest none"
+    assert "ゲスト none" in told["error"]
+    assert told["class"] == english["class"]
 
 
 def test_every_answer_forbids_what_comes_from_elsewhere(page: Page) -> None:

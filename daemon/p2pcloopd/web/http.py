@@ -22,6 +22,7 @@ from p2pcloop.text import to_json
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.http.semantics import Headers, fields
 from p2pcloopd.http.wire import MAX_HEADER
+from p2pcloopd.web.words import language_of, said
 
 MAX_BODY = 64 << 10
 MAX_CONNECTIONS = 64
@@ -64,12 +65,14 @@ class Asked:
         path: what stands behind the token, without its first slash, decoded.
         query: the first value of each name.
         body: of a POST.
+        language: what texts are shown in, as `language_of` tells.
     """
 
     method: str
     path: str
     query: dict[str, str]
     body: bytes
+    language: str = "en"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +209,14 @@ class _Connection:
         if method == "POST" and not _is_our_own(headers, host):
             return _refusal(HTTPStatus.FORBIDDEN)
         named = {name: values[0] for name, values in parse_qs(query).items()}
-        asked = Asked("POST" if method == "POST" else "GET", unquote(path), named, body)
+        language = language_of(headers.get("accept-language", ""))
+        asked = Asked("POST" if method == "POST" else "GET", unquote(path), named, body, language)
         try:
             with plain_errors():
                 return await self._handler(asked) or _refusal(HTTPStatus.NOT_FOUND)
         except P2pcloopError as err:
-            told = {"error": str(err), "hint": err.hint, "class": type(err).__name__}
+            hint = None if err.hint is None else said(err.hint, language)
+            told = {"error": said(err.message, language), "hint": hint, "class": type(err).__name__}
             usage = isinstance(err, FormatError)
             status = HTTPStatus.BAD_REQUEST if usage else HTTPStatus.CONFLICT
             return Answer(to_json(told).encode(), status=status)

@@ -11,10 +11,12 @@ from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.profiles import look_up_profile
 from p2pcloop.store.records import Records
 from p2pcloop.text import printable
+from p2pcloop.words import tr
+from p2pcloopd.web.words import said
 
 
-def image_facts(home: Home, name: str) -> dict[str, Any]:
-    """Facts of the newest known version of a name.
+def image_facts(home: Home, name: str, language: str) -> dict[str, Any]:
+    """Facts of the newest known version of a name, for a viewer of a language.
 
     Raises:
         FormatError: it is no name.
@@ -25,6 +27,7 @@ def image_facts(home: Home, name: str) -> dict[str, Any]:
     signed = records.manifest(record.manifest_id)
     manifest = signed.manifest
     profile = None if manifest.withdrawn else look_up_profile(home, manifest)
+    source = profile and (tr("recorded here") if profile.kept else tr("published"))
     overlays = [str(path) for path, ids in overlaid_manifests(home) if signed.id in ids]
     return {
         "name": str(record.name),
@@ -38,7 +41,7 @@ def image_facts(home: Home, name: str) -> dict[str, Any]:
         "withdrawn": manifest.withdrawn,
         "state": manifest.machine is not None,
         "ours": manifest.key in our_keys(home.keys),
-        "profile": None if profile is None else ("recorded here" if profile.kept else "published"),
+        "profile": source and said(source, language),
         "overlays": overlays,
         # Of a private image the link has the secret; it is for the page of the home's owner alone.
         "link": str(record.link),

@@ -47,6 +47,7 @@ class Job:
         number: unique while p2pcloopd runs.
         words: behind `p2pcloop`, for people: what comes on standard input is not among them.
         started: when, in seconds of Unix time.
+        language: of the viewer who started it.
         said: the end of what it printed.
         code: its exit code, once it has ended.
     """
@@ -54,6 +55,7 @@ class Job:
     number: int
     words: Sequence[str]
     started: float
+    language: str
     said: str = ""
     code: int | None = None
 
@@ -91,8 +93,8 @@ class Jobs:
         """How many have not ended."""
         return sum(job.code is None for job in self._jobs.values())
 
-    def start(self, asked: Mapping[str, Any]) -> Job:
-        """Start what a button stands for.
+    def start(self, asked: Mapping[str, Any], language: str) -> Job:
+        """Start what a button stands for, for a viewer of a language.
 
         Raises:
             FormatError: there is no such button, or its fields are wrong.
@@ -105,7 +107,7 @@ class Jobs:
                 hint="wait until one has ended",
             )
         self._numbers += 1
-        job = self._jobs[self._numbers] = Job(self._numbers, words, time.time())
+        job = self._jobs[self._numbers] = Job(self._numbers, words, time.time(), language)
         ended = [number for number, each in self._jobs.items() if each.code is not None]
         for number in ended[:-MAX_KEPT]:
             del self._jobs[number]
@@ -132,7 +134,7 @@ class Jobs:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=self._folder(),
-            env=os.environ | {"P2PCLOOP_HOME": str(self._home.root)},
+            env=os.environ | {"P2PCLOOP_HOME": str(self._home.root), "LANGUAGE": job.language},
             start_new_session=True,
         )
         async with trio.open_nursery() as nursery:

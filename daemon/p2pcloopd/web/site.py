@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -18,15 +17,16 @@ from p2pcloop.picture.svg import STYLE
 from p2pcloop.store.guests import find_guest
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr
 from p2pcloopd.web.console import follow_console, type_at
 from p2pcloopd.web.http import Answer, Asked
 from p2pcloopd.web.images import image_facts
 from p2pcloopd.web.jobs import Jobs
 from p2pcloopd.web.live import Live
 from p2pcloopd.web.timeline import timeline_facts
+from p2pcloopd.web.words import RESOURCES, page_in, said
 
-RESOURCES = Path(__file__).parent / "resources"
+_PAGE = "index.html"
 _KINDS = {
     ".html": "text/html",
     ".js": "text/javascript",
@@ -46,7 +46,7 @@ class Site:
         self._live = live
         self._pictures = Pictures(home)
         self._files = {
-            "" if path.name == "index.html" else path.name: path for path in RESOURCES.iterdir()
+            "" if path.name == _PAGE else path.name: path for path in RESOURCES.iterdir()
         } | {STYLE.name: STYLE}
 
     async def answer(self, asked: Asked) -> Answer | None:
@@ -55,7 +55,10 @@ class Site:
             return await self._post(asked)
         if (file := self._files.get(asked.path)) is not None:
             kind = f"{_KINDS[file.suffix]}; charset=utf-8"
-            return Answer(await trio.Path(file).read_bytes(), kind)
+            body = await trio.Path(file).read_bytes()
+            if file.name == _PAGE:
+                body = page_in(body.decode(), asked.language).encode()
+            return Answer(body, kind)
         match asked.path:
             case "events":
                 return Answer(self._live.follow, _STREAM)
@@ -63,17 +66,18 @@ class Site:
                 guest = find_guest(self._home, _query(asked, "guest")).record.name
                 return Answer(partial(follow_console, self._home, guest), _STREAM)
             case "image":
-                return await _in_thread(image_facts, self._home, _query(asked, "name"))
+                name = _query(asked, "name")
+                return await _in_thread(image_facts, self._home, name, asked.language)
             case "timeline":
                 return await _in_thread(timeline_facts, self._home, _query(asked, "guest"))
             case "map":
-                return await _in_thread(self._map, _query(asked, "name"))
+                return await _in_thread(self._map, _query(asked, "name"), asked.language)
         return None
 
     async def _post(self, asked: Asked) -> Answer | None:
         fields = _json(asked.body)
         if asked.path == "act":
-            return _told({"job": self._jobs.start(fields).number})
+            return _told({"job": self._jobs.start(fields, asked.language).number})
         if asked.path == "type":
             taken = Fields(fields, "what is typed")
             guest, text = taken.text("guest", 64), taken.path("text", _MAX_TYPED)
@@ -82,20 +86,22 @@ class Site:
             return _told({})
         return None
 
-    def _map(self, name: str) -> dict[str, Any]:
+    def _map(self, name: str, language: str) -> dict[str, Any]:
         try:
             found = self._pictures.picture(name, fetch=False).chunk_map
         except NotHereError as err:
-            return {"why": f"{err}: {err.hint}"}
+            return {"why": said(joined(": ", filter(None, [err.message, err.hint])), language)}
         panels = draw_panels(found)
         return {
             "width": WIDTH,
             "height": grid_height(found),
             "panels": [
                 {
-                    "title": panel.title,
-                    "told": panel.told,
-                    "marks": [[mark.kind, mark.label, mark.path] for mark in panel.marks],
+                    "title": said(panel.title, language),
+                    "told": said(panel.told, language),
+                    "marks": [
+                        [mark.kind, said(mark.label, language), mark.path] for mark in panel.marks
+                    ],
                 }
                 for panel in panels
             ],

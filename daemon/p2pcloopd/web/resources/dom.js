@@ -1,5 +1,7 @@
 // Small helpers: elements without markup in text, sizes and times for people, requests.
 
+import { tr } from "./words.js";
+
 export const find = (id) => document.getElementById(id);
 
 /** An element; text of strangers is never read as markup. */
@@ -68,7 +70,7 @@ export function size(bytes) {
     bytes /= 1000;
     unit = next;
   }
-  return unit === "bytes" ? `${bytes} bytes` : `${bytes.toFixed(1)} ${unit}`;
+  return unit === "bytes" ? tr("{count} bytes", { count: bytes }) : `${bytes.toFixed(1)} ${unit}`;
 }
 
 export const rate = (bytes) => (bytes ? `${size(bytes)}/s` : "–");
@@ -104,12 +106,12 @@ export async function ask(path, body) {
     if (answer.ok) return told;
     say(told.hint ? `${told.error}: ${told.hint}` : told.error, true);
   } catch {
-    say("p2pcloopd does not answer", true);
+    say(tr("p2pcloopd does not answer"), true);
   }
   return null;
 }
 
 /** Press one of the buttons that start a job. */
 export async function act(fields) {
-  if ((await ask("act", fields)) !== null) say(`started: ${fields.do}`);
+  if ((await ask("act", fields)) !== null) say(tr("started: {command}", { command: fields.do }));
 }

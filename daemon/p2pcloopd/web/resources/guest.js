@@ -2,6 +2,7 @@
 
 import { act, ask, duration, element, facts, find, short, size } from "./dom.js";
 import { drawTimeline } from "./timeline.js";
+import { tr } from "./words.js";
 
 const MOST = 200_000; // characters of a console that are kept
 let shown = null;
@@ -14,7 +15,7 @@ export function showGuest(name, state) {
   events = null;
   find("guest-part").hidden = name === null;
   if (name === null) return;
-  find("guest-title").textContent = `Guest ${name}`;
+  find("guest-title").textContent = tr("Guest {name}", { name });
   find("guest-title").focus();
   find("console").textContent = "";
   find("timeline").replaceChildren();
@@ -48,31 +49,36 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden && shown !== null) follow(shown);
 });
 
+const ENDINGS = { poweroff: tr("shut down"), reboot: tr("shut down"), panic: tr("panic"),
+  crash: tr("crash"), killed: tr("killed"), done: tr("done"), suspended: tr("suspended"),
+  moved: tr("moved"), failed: tr("failed"), lost: tr("lost"), damaged: tr("damaged") };
+
 /** The state of a guest, in words. */
 export function describe(guest) {
   if (guest.state === "running") {
-    return guest.waiting ? `waits: ${guest.waiting}` : "running";
+    return guest.waiting ? tr("waits: {reason}", { reason: guest.waiting }) : tr("running");
   }
   if (guest.state === "ended") {
-    const how = ["poweroff", "reboot"].includes(guest.reason) ? "shut down" : guest.reason;
-    return `${how} (${guest.exit_code})${guest.error ? `: ${guest.error}` : ""}`;
+    const how = `${ENDINGS[guest.reason] ?? guest.reason} (${guest.exit_code})`;
+    return guest.error ? `${how}: ${guest.error}` : how;
   }
-  return guest.error ?? guest.state;
+  return guest.error ?? ENDINGS[guest.state] ?? guest.state;
 }
 
 export function updateGuest(state) {
   const guest = state.guests.find((each) => each.name === shown);
   if (guest === undefined) return;
   const runs = guest.state === "running";
+  const image = short(guest.image);
   facts(find("guest-facts"), [
-    ["State", describe(guest), true],
-    ["Image", short(guest.image) + (guest.version ? `, version ${guest.version}` : ""), true],
-    ["Up", runs ? duration(Date.now() / 1000 - guest.started) : null],
-    ["Waits for", guest.waiting ? duration(Date.now() / 1000 - guest.waiting_since) : null],
-    ["Booted in", guest.boot_seconds === null ? null : `${guest.boot_seconds.toFixed(1)} s`],
-    ["Fetched", guest.fetched === null ? null : size(guest.fetched)],
-    ["Memory", size(guest.memory)], ["Network", guest.network], ["Overlay", guest.overlay, true],
-    ["Display", guest.display && !guest.display_link ? `p2pcloop display ${guest.name}` : null, true],
+    [tr("State"), describe(guest), true],
+    [tr("Image"), guest.version ? tr("{name}, version {version}", { name: image, version: guest.version }) : image, true],
+    [tr("Uptime"), runs ? duration(Date.now() / 1000 - guest.started) : null],
+    [tr("Waits for"), guest.waiting ? duration(Date.now() / 1000 - guest.waiting_since) : null],
+    [tr("Booted in"), guest.boot_seconds === null ? null : `${guest.boot_seconds.toFixed(1)} s`],
+    [tr("Fetched"), guest.fetched === null ? null : size(guest.fetched)],
+    [tr("Memory"), size(guest.memory)], [tr("Network"), guest.network === "none" ? tr("none") : guest.network], [tr("Overlay"), guest.overlay, true],
+    [tr("Display"), guest.display && !guest.display_link ? `p2pcloop display ${guest.name}` : null, true],
   ]);
   find("type").hidden = !runs;
   const of = JSON.stringify([guest.fetched, guest.boot_seconds]);
@@ -90,9 +96,9 @@ function buttons(guest, runs) {
   place.dataset.shown = wanted;
   const press = (what) => () => act({ do: what, name: guest.name });
   place.replaceChildren(
-    element("button", { onclick: press(runs ? "stop" : "start") }, runs ? "Shut down" : "Start again"),
-    ...(runs && guest.display_link ? [element("a", { href: guest.display_link, target: "_blank", rel: "noreferrer" }, "Open its display")] : []),
-    element("button", { onclick: () => showGuest(null) }, "Close"),
+    element("button", { onclick: press(runs ? "stop" : "start") }, runs ? tr("Shut down") : tr("Start again")),
+    ...(runs && guest.display_link ? [element("a", { href: guest.display_link, target: "_blank", rel: "noreferrer" }, tr("Open its display"))] : []),
+    element("button", { onclick: () => showGuest(null) }, tr("Close")),
   );
 }
 

@@ -1,6 +1,7 @@
 // One image: facts, buttons and its chunk map.
 
 import { act, ask, date, drawn, element, facts, find, short, size } from "./dom.js";
+import { tr } from "./words.js";
 
 const MAP_MILLISECONDS = 5000; // between two looks at a map that changes
 let shown = null; // its name
@@ -16,7 +17,7 @@ export async function showImage(name, state) {
   timer = 0;
   find("image-part").hidden = name === null;
   if (name === null) return;
-  find("image-title").textContent = `Image ${short(name)}`;
+  find("image-title").textContent = tr("Image {name}", { name: short(name) });
   find("map").replaceChildren("…");
   find("image-title").focus();
   told = await ask(`image?name=${encodeURIComponent(name)}`);
@@ -31,12 +32,12 @@ export function updateImage(state) {
   if (told === null || image === undefined) return;
   const pinned = state.pinned.includes(told.manifest);
   facts(find("image-facts"), [
-    ["Version", `${told.version} of ${date(told.created)}`],
-    ["Here", `${size(image.here)} of ${size(image.size)}`],
-    ["Device", size(told.size)], ["Layers", String(told.layers)],
-    ["Publisher", told.ours ? "you" : "others"], ["Profile", told.profile ?? "none"],
-    ["Kept", pinned ? "pinned" : null], ["Private", told.private ? "yes" : null],
-    ["Message", told.message, true], ["Name", told.name, true], ["Link", told.link, true],
+    [tr("Version"), tr("{version} of {date}", { version: told.version, date: date(told.created) })],
+    [tr("Here"), tr("{part} of {whole}", { part: size(image.here), whole: size(image.size) })],
+    [tr("Device"), size(told.size)], [tr("Layers"), String(told.layers)],
+    [tr("Publisher"), told.ours ? tr("you") : tr("others")], [tr("Profile"), told.profile ?? tr("none")],
+    [tr("Kept"), pinned ? tr("pinned") : null], [tr("Private"), told.private ? tr("yes") : null],
+    [tr("Message"), told.message, true], [tr("Name"), told.name, true], [tr("Link"), told.link, true],
   ]);
   buttons(image, pinned);
   drawIfChanged(image);
@@ -50,9 +51,9 @@ function buttons(image, pinned) {
   place.dataset.shown = wanted;
   const press = (what) => () => act({ do: what, ref: told.name });
   place.replaceChildren(
-    ...(whole ? [] : [element("button", { onclick: press("fetch") }, "Fetch all of it")]),
-    element("button", { onclick: press(pinned ? "unpin" : "pin") }, pinned ? "Unpin" : "Pin"),
-    element("button", { onclick: () => showImage(null) }, "Close"),
+    ...(whole ? [] : [element("button", { onclick: press("fetch") }, tr("Fetch all of it"))]),
+    element("button", { onclick: press(pinned ? "unpin" : "pin") }, pinned ? tr("Unpin") : tr("Pin")),
+    element("button", { onclick: () => showImage(null) }, tr("Close")),
   );
 }
 

@@ -3,6 +3,7 @@
 import { act, element, facts, find, rate, rows, say, short, size, write } from "./dom.js";
 import { describe, showGuest, updateGuest } from "./guest.js";
 import { showImage, updateImage } from "./image.js";
+import { tr } from "./words.js";
 
 const MOST = 100; // rows of images that are shown at first: a browser takes a second for 500
 
@@ -25,7 +26,7 @@ function connect() {
     for (const name of gone) delete state.images[name];
     show([...Object.keys(others), ...(Object.keys(images).length || gone.length ? ["images"] : [])]);
   });
-  events.addEventListener("error", () => say("no connection to p2pcloopd: it is tried anew", true));
+  events.addEventListener("error", () => say(tr("no connection to p2pcloopd: it is tried anew"), true));
 }
 
 // A page in a tab that is not seen asks for nothing.
@@ -43,16 +44,17 @@ function show(keys) {
 
 function showNode() {
   const node = state.node;
-  const where = node.listen.length ? `peers reach it at ${node.listen.join(", ")}` : "no peer reaches it";
-  write(find("node"), `${node.home}, process ${node.pid}, since ${new Date(1000 * node.since).toLocaleString()}; ${where}`);
+  const where = node.listen.length ? tr("peers reach it at {addresses}", { addresses: node.listen.join(", ") }) : tr("no peer reaches it");
+  write(find("node"), tr("{home}, process {pid}, since {since}; {where}",
+    { home: node.home, pid: node.pid, since: new Date(1000 * node.since).toLocaleString(), where }));
   const told = [...node.warnings, ...node.mirrors.filter((m) => m.error).map((m) => `${m.base}: ${m.error}`)];
   find("warnings").replaceChildren(...told.map((text) => element("li", { class: "bad" }, text)));
 }
 
 function showTraffic() {
   const t = state.traffic;
-  facts(find("traffic"), [["Down", rate(t.down)], ["Up", rate(t.up)], ["Peers", String(t.peers)],
-    ["Received", size(t.received)], ["Sent", size(t.sent)]]);
+  facts(find("traffic"), [[tr("Down"), rate(t.down)], [tr("Up"), rate(t.up)], [tr("Peers"), String(t.peers)],
+    [tr("Received"), size(t.received)], [tr("Sent"), size(t.sent)]]);
 }
 
 function showImages() {
@@ -61,13 +63,13 @@ function showImages() {
   const most = every ? names.length : MOST;
   rows(find("images"), names.sort().slice(0, most), (name) => name, makeImage, fillImage);
   find("more").hidden = names.length <= most;
-  write(find("more"), `Show all ${names.length} images`);
+  write(find("more"), tr("Show all {count} images", { count: names.length }));
   updateImage(state);
 }
 
 function makeImage(name) {
   const open = element("button", { class: "link", title: name, onclick: () => openImage(name) }, short(name));
-  const bar = element("progress", { "aria-label": `${short(name)}, here` });
+  const bar = element("progress", { "aria-label": tr("{name}, here", { name: short(name) }) });
   return element("tr", {}, element("td", { class: "name" }, open, " ", element("span", { class: "quiet" })),
     element("td", {}, bar, " ", element("span")), element("td"), element("td"), element("td"));
 }
@@ -75,12 +77,13 @@ function makeImage(name) {
 function fillImage(row, name) {
   const image = state.images[name];
   const [named, here, down, up, peers] = row.children;
-  write(named.lastChild, `v${image.version}${image.trouble ? `, ${image.trouble}` : ""}`);
+  write(named.lastChild, image.trouble ? `v${image.version}, ${image.trouble}` : `v${image.version}`);
   const [bar, , told] = here.childNodes;
   const most = Math.max(1, image.size);
   if (bar.max !== most) bar.max = most;
   if (bar.value !== image.here) bar.value = image.here;
-  write(told, image.size ? `${Math.floor((100 * image.here) / image.size)} % of ${size(image.size)}` : size(image.here));
+  const percent = Math.floor((100 * image.here) / most);
+  write(told, image.size ? tr("{percent} % of {whole}", { percent, whole: size(image.size) }) : size(image.here));
   write(down, rate(image.down));
   write(up, rate(image.up));
   write(peers, String(image.peers));
@@ -111,7 +114,7 @@ function showPeers() {
   const make = () => element("tr", {}, element("td", { class: "name" }), ...[1, 2, 3, 4].map(() => element("td")));
   rows(find("peers"), state.peers, (peer) => peer.address, make, (row, peer) => {
     const [address, received, sent, down, up] = row.children;
-    write(address, peer.address + (peer.connected ? "" : " (gone)"));
+    write(address, peer.connected ? peer.address : tr("{address} (gone)", { address: peer.address }));
     write(received, size(peer.received));
     write(sent, size(peer.sent));
     write(down, rate(peer.down));
@@ -121,11 +124,11 @@ function showPeers() {
 
 function showJobs() {
   find("no-jobs").hidden = state.jobs.length > 0;
-  const make = (job) => element("li", {}, element("h3", {}, element("code", {}, job.what)), element("p"), element("pre", { tabindex: "0", "aria-label": `output of ${job.what}` }));
+  const make = (job) => element("li", {}, element("h3", {}, element("code", {}, job.what)), element("p"), element("pre", { tabindex: "0", "aria-label": tr("output of {command}", { command: job.what }) }));
   rows(find("jobs"), state.jobs, (job) => job.id, make, (row, job) => {
     const [, told, said] = row.children;
     told.className = job.code ? "bad" : "";
-    write(told, job.code === null ? "runs" : job.code ? `failed, exit code ${job.code}` : "done");
+    write(told, job.code === null ? tr("runs") : job.code ? tr("failed, exit code {code}", { code: job.code }) : tr("done"));
     write(said, job.said.trim());
     said.hidden = !job.said.trim();
   });

@@ -1,6 +1,7 @@
 // A boot's timeline: when reads waited, and beside it the link and the processors.
 
 import { ask, drawn, element, size } from "./dom.js";
+import { tr } from "./words.js";
 
 const WIDTH = 640;
 const LANE = 40; // units that a lane is high
@@ -17,10 +18,10 @@ export async function drawTimeline(place, guest) {
   const ends = [...told.spans, ...told.waits].map(([begin, seconds]) => begin + seconds);
   const end = Math.max(told.boot_seconds ?? 0, ...ends);
   const fastest = Math.max(1, ...told.spans.map(([, seconds, came]) => came / Math.max(seconds, 0.05)));
-  const summary = `${told.count} reads waited, for ${told.waited.toFixed(1)} s in all;`
-    + ` ${size(told.came)} came, at ${size(fastest)}/s at most`;
+  const summary = tr("{count} reads waited, for {waited} s in all; {came} came, at {fastest}/s at most",
+    { count: told.count, waited: told.waited.toFixed(1), came: size(told.came), fastest: size(fastest) });
   place.replaceChildren(
-    element("h3", {}, "Timeline of its boot"),
+    element("h3", {}, tr("Timeline of its boot")),
     element("p", {}, `${summary}.`),
     picture(told, end, fastest, summary),
     longest(told.waits),
@@ -49,14 +50,15 @@ function picture(told, end, fastest, summary) {
   const key = (kind, text) => element("li", {}, drawn("svg", { viewBox: "0 0 9 9", "aria-hidden": "true", class: "timeline-key" },
     drawn("rect", { class: kind, width: 9, height: 9 })), ` ${text}`);
   return element("figure", {}, svg, element("p", { class: "ends quiet" }, element("span", {}, "0 s"), element("span", {}, `${end.toFixed(1)} s`)),
-    element("ul", { class: "legend" }, key("wait", "a read waits"), key("link", `what comes, at most ${size(fastest)}/s`),
-      key("busy", "processors of this machine in use"), ...(told.boot_seconds ? [key("prompt", `prompt, after ${told.boot_seconds.toFixed(1)} s`)] : [])));
+    element("ul", { class: "legend" }, key("wait", tr("a read waits")), key("link", tr("what comes, at most {fastest}/s", { fastest: size(fastest) })),
+      key("busy", tr("processors of this machine in use")),
+      ...(told.boot_seconds ? [key("prompt", tr("prompt, after {seconds} s", { seconds: told.boot_seconds.toFixed(1) }))] : [])));
 }
 
 function longest(waits) {
   const rows = waits.slice(0, 10).map(([begin, seconds, length]) => element("tr", {},
     ...[`${begin.toFixed(2)} s`, `${seconds.toFixed(2)} s`, size(length)].map((text) => element("td", {}, text))));
-  const head = ["From", "For", "Until these bytes came"].map((text) => element("th", { scope: "col" }, text));
-  return element("details", {}, element("summary", {}, "The longest waits"),
+  const head = [tr("From"), tr("For"), tr("Until these bytes came")].map((text) => element("th", { scope: "col" }, text));
+  return element("details", {}, element("summary", {}, tr("The longest waits")),
     element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)));
 }
