@@ -12,7 +12,6 @@ from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.terminal import notify
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.text import to_json
-from p2pcloop.words import tr
 
 _EPILOG = """
 \b
@@ -43,8 +42,6 @@ def _way_to(url: str, home: Home) -> Path:
     """A page that leads to a URL. All users of a machine can read the words of its programs, and a
     browser is started with the address of what it shows; only this user can read the page."""
     page = home.root / "web.html"
-    leads = tr(
-        '<!DOCTYPE html><meta http-equiv="refresh" content="0;url={url}">\n', url=escape(url)
-    )
+    leads = f'<!DOCTYPE html><meta http-equiv="refresh" content="0;url={escape(url)}">\n'
     replace_file(page, leads.encode())
     return page

@@ -10,7 +10,6 @@ from p2pcloop.picture.chunk_map import ChunkMap
 from p2pcloop.picture.panels import COLUMNS, WIDTH, Mark, Panel, draw_panels, grid_height
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
-from p2pcloop.words import tr
 
 STYLE = Path(__file__).parent / "resources" / "chunk_map.css"
 """The style sheet of maps, for the web page, too."""
@@ -94,10 +93,4 @@ def _legend(marks: Sequence[Mark]) -> Iterator[list[Mark]]:
 def _text(text: str, x: int, y: int, kind: str = "", most: int = 60) -> str:
     shown = text if len(text) <= most else f"{text[: most - 1]}…"
     attribute = f' class="{kind}"' if kind else ""
-    return tr(
-        '<text{attribute} x="{x}" y="{y}">{shown}</text>',
-        attribute=attribute,
-        x=x,
-        y=y,
-        shown=escape(shown),
-    )
+    return f'<text{attribute} x="{x}" y="{y}">{escape(shown)}</text>'
