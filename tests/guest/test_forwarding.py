@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from p2pcloop.errors import BusyError, NeedsPackageError, UsageError
 from p2pcloopd.guest.network import slirp as network
@@ -143,6 +144,23 @@ def tcp_segment(
     pseudo = GUEST.address + HOST + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20 + len(data))
     padding = bytes(len(data) % 2)
     return segment(checksum(pseudo + segment(0) + padding))
+
+
+@pytest.mark.interop
+async def test_a_client_of_a_guest_that_goes_on_waits_until_its_card_is_plugged_in() -> None:
+    port, plugged = free_port(), trio.Event()
+    with bound_ports([parse_port(f"{port}:22")]) as ports, trio.fail_after(BOUND):
+        async with (
+            network.user_network(pytest.fail, ports=ports, plugged=plugged.wait) as ours,
+            await trio.open_tcp_stream("127.0.0.1", port),
+        ):
+            with trio.socket.fromfd(ours.fileno(), ours.family, ours.type) as sock:
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                with pytest.raises(BlockingIOError):
+                    ours.recv(65536, socket.MSG_DONTWAIT)
+                plugged.set()
+                asked = await sock.recv(65536)  # for the guest's hardware address
+                assert (asked[12:14], asked[38:42]) == (b"\x08\x06", GUEST.address)
 
 
 @pytest.mark.interop

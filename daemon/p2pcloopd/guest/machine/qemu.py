@@ -311,7 +311,10 @@ async def _cards(spec: GuestSpec, stack: AsyncExitStack) -> list[PcCard]:
     if spec.network == "user":
         from p2pcloopd.guest.network import slirp as network  # noqa: PLC0415  few guests have one
 
-        wire = await stack.enter_async_context(network.user_network(say, ports=spec.forwarded))
+        plugged = None if spec.resume is None else spec.resume.plugged.wait
+        wire = await stack.enter_async_context(
+            network.user_network(say, ports=spec.forwarded, plugged=plugged)
+        )
         cards.append(PcCard("network", "dgram", wire.fileno(), _NETWORK_MAC, MTU))
     elif spec.card is not None:
         forget_offloads(spec.card.tap)

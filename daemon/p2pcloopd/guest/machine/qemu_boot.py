@@ -200,6 +200,7 @@ class QemuBoot:
             self._is_captured = False
             await trio.sleep(_UNPLUGGED_SECONDS)
             await self._set_links(up=True)
+            resume.plugged.set()
         except GuestError:
             if not self._qmp.ended.is_set():
                 raise

@@ -23,6 +23,7 @@ class Resume:
         device_state: returns what QEMU wrote of its devices, once that is here.
         ready: returns once the guest may run; its machine is there before.
         gone_on: set once the guest runs.
+        plugged: set once its network cards are plugged in again, a moment later.
     """
 
     machine: MachineState
@@ -30,3 +31,4 @@ class Resume:
     device_state: Callable[[], Awaitable[bytes]]
     ready: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
     gone_on: trio.Event = field(default_factory=trio.Event)
+    plugged: trio.Event = field(default_factory=trio.Event)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from ipaddress import IPv4Network
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from p2pcloop.errors import GuestError
 from p2pcloop.text import printable
 from p2pcloop.words import tr
 from p2pcloopd.entry import plain_errors
@@ -49,6 +50,7 @@ async def user_network(
     *,
     ports: Sequence[BoundPort] = (),
     resolv_conf: Path = _RESOLV_CONF,
+    plugged: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[socket.socket]:
     """Run the helper that opens connections in the host's network for a guest, and yield the
     guest's end of the wire: a datagram socket of Ethernet frames.
@@ -60,6 +62,9 @@ async def user_network(
         say: called if the helper ends before the block is left; the guest then has no network.
         ports: of this machine, which lead into the guest.
         resolv_conf: names the name servers that answer the guest.
+        plugged: returns once the guest's card is plugged in; the helper starts then. A client of
+            `ports` waits: what the helper sends earlier is lost, and libslirp sends it again only
+            after six seconds.
 
     Raises:
         NeedsPackageError: libslirp-helper or bubblewrap is not installed, or a C compiler that
@@ -70,7 +75,10 @@ async def user_network(
     with ours, theirs:
         close_off = partial(frame_filter.install, theirs, NAMESERVER_ADDRESS)
         async with uplink(
-            theirs.fileno(), ours, close_off, say, ports=ports, resolv_conf=resolv_conf
+            *(theirs.fileno(), ours, close_off, say),
+            ports=ports,
+            resolv_conf=resolv_conf,
+            plugged=plugged,
         ):
             yield ours
 
@@ -84,6 +92,7 @@ async def uplink(
     *,
     ports: Sequence[BoundPort] = (),
     resolv_conf: Path = _RESOLV_CONF,
+    plugged: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[None]:
     """Run the helper on a wire of Ethernet frames.
 
@@ -92,20 +101,53 @@ async def uplink(
         wire: sends frames to that end.
         close_off: puts the filter of frames on `fd`; called with this machine's own networks.
         say: called if the helper ends before the block is left.
-        ports: as for `user_network`; so are `resolv_conf` and the errors.
+        ports: as for `user_network`; so are `resolv_conf`, `plugged` and the errors.
     """
-    native = NativeOutput()
-    with closing(native), plain_errors():
+    with plain_errors():
         helper = await trio.to_thread.run_sync(_helper, fd, resolv_conf, ports)
         fds = [fd, *(port.sock.fileno() for port in ports)]
         async with trio.open_nursery() as nursery:
             await nursery.start(own_addresses.follow_own_networks, close_off)
-            async with sandbox.running(helper, pass_fds=fds, output=native.write_end) as process:
-                native.close_write_end()
-                nursery.start_soon(_report_end, process, native, say)
+            if plugged is None:
+                await nursery.start(_run, helper, fds, wire, say)
+            else:
+                nursery.start_soon(_run_later, helper, fds, wire, say, plugged)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def _run(
+    helper: sandbox.Sandbox,
+    fds: Sequence[int],
+    wire: socket.socket,
+    say: Callable[[str], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the helper until it ends, which is told, or until cancelled."""
+    with closing(NativeOutput()) as native:
+        async with sandbox.running(helper, pass_fds=fds, output=native.write_end) as process:
+            native.close_write_end()
+            task_status.started()
+            async with trio.open_nursery() as nursery:
                 nursery.start_soon(tick, wire)
-                yield
+                await _report_end(process, native, say)
                 nursery.cancel_scope.cancel()
+
+
+async def _run_later(
+    helper: sandbox.Sandbox,
+    fds: Sequence[int],
+    wire: socket.socket,
+    say: Callable[[str], None],
+    plugged: Callable[[], Awaitable[None]],
+) -> None:
+    """Run the helper from when the guest's card is plugged in."""
+    await plugged()
+    try:
+        await _run(helper, fds, wire, say)
+    except GuestError as err:
+        say(tr("has no network: {err}", err=err))
 
 
 async def tick(wire: socket.socket) -> None:
