@@ -12,16 +12,22 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from p2pcloop.formats.block_map import Run
 from p2pcloop.formats.profile import LATER, Touch
 from p2pcloop.image.ahead import ChunkKey
-from p2pcloop.image.api import ByteRange
+from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
-from p2pcloopd.block import prefetch
+from p2pcloop.protocol import fuse
+from p2pcloop.units import BLOCK_SIZE
+from p2pcloopd.block import memory_push, prefetch
 from p2pcloopd.block.arrivals import Arrivals
+from p2pcloopd.block.memory_file import MemoryFile
+from p2pcloopd.block.memory_push import MemoryPush, push_sockets
 from p2pcloopd.block.prefetch import Prefetch
 from p2pcloopd.block.server import push_pages
 from p2pcloopd.block.source import StoredBackend
+from p2pcloopd.block.spec import MemoryPart
 from p2pcloopd.block.supplier import Supplier
 from tests.support.images import make_layer
+from tests.support.waiting import BOUND
 
 PROFILE = (Touch(4, 4, 0), Touch(0, 1, 7), Touch(12, 2, LATER), Touch(8, 4, LATER + 3))
 FIRST, LATE = [1, 0], [3, 2]
@@ -99,7 +105,8 @@ class Pusher:
     def __init__(self) -> None:
         self.pushed: list[Touch] = []
 
-    async def run(self, touches: Sequence[Touch], _arrivals: Arrivals) -> None:
+    async def run(self, touches: Sequence[Touch], _: Arrivals, *, later: bool = False) -> None:
+        assert later == bool(self.pushed)
         self.pushed += touches
 
 
@@ -123,3 +130,31 @@ async def test_what_comes_after_the_answer_is_decoded_after_it(
 async def test_the_profile_of_a_boot_is_one_stream(ahead: Prefetch, node: Node) -> None:
     await ahead.run(PROFILE[:2])
     assert node.streamed == [FIRST]
+
+
+class Lacking(ImageDevice):
+    """A device without its block 4, which came and was dropped again."""
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        if offset == 4 * BLOCK_SIZE:
+            raise Missing([wanted(1)])
+        super().read_into(offset, buffers)
+
+
+async def test_a_page_that_was_dropped_does_not_hold_up_those_behind_it(
+    device: ImageDevice, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    monkeypatch.setattr(memory_push, "ImageDevice", Lacking)
+    ours, theirs = push_sockets()
+    part = MemoryPart(0, 16 * BLOCK_SIZE, MemoryFile(16 * BLOCK_SIZE, -1, -1, -1))
+    with ours, theirs:
+        sender = trio.socket.from_stdlib_socket(ours)
+        push = MemoryPush(device.image, part, sender, bytearray(16))
+        arrivals = Arrivals()
+        arrivals.end_first()
+        with trio.fail_after(BOUND):
+            await push.run(PROFILE[:2], arrivals)
+        assert len(theirs.recv(1 << 20)) == fuse.STORE_HEADER_SIZE + BLOCK_SIZE
+        arrivals.end()
+        await push.run(PROFILE[:1], arrivals, later=True)
+    assert autojump_clock.current_time() == 0

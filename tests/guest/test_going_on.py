@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,9 +17,11 @@ from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.control_socket import Reachable, run_reachable
 from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.lifecycle import Attend
+from p2pcloopd.guest.machine import qemu
 from p2pcloopd.guest.machine.qemu_boot import QemuBoot
 from p2pcloopd.guest.machine.qemu_command import Pc, RunningKernel
 from p2pcloopd.guest.machine.resume import Resume
+from p2pcloopd.guest.network import slirp
 from p2pcloopd.guest.result import GuestResult
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestSpec
@@ -78,3 +82,21 @@ async def test_a_resumed_guest_has_started_once_it_goes_on(monkeypatch: pytest.M
     with trio.fail_after(BOUND):
         spec = GuestSpec(Path("/disk"), resume=resume)
         await run_reachable(reach, spec, Events())
+
+
+async def test_a_resumed_guest_that_boots_again_has_its_network_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[bool] = []
+
+    @asynccontextmanager
+    async def user_network(_say: object, **options: Any) -> AsyncIterator[Any]:
+        waits.append(options["plugged"] is not None)
+        yield SimpleNamespace(fileno=lambda: 5)
+
+    monkeypatch.setattr(slirp, "user_network", user_network)
+    spec = GuestSpec(Path("/disk"), network="user", resume=resume_of_nothing())
+    async with AsyncExitStack() as stack:
+        for resume in (spec.resume, None):
+            await qemu._cards(spec, resume, stack)
+    assert waits == [True, False]

@@ -22,11 +22,12 @@ class Arrivals:
     Made, it waits for `expect`; times are trio's.
 
     Attributes:
-        ended: no more of them will come.
+        first_ended: no more will come of what the guest waits for.
+        ended: nor of anything else.
     """
 
     def __init__(self) -> None:
-        self.ended = False
+        self.first_ended = self.ended = False
         self._left: int | None = None
         self._measured = 0
         self._first: float | None = None
@@ -59,9 +60,15 @@ class Arrivals:
         """Something else has come."""
         self._parked.unpark_all()
 
+    def end_first(self) -> None:
+        """All that the guest waits for has come, or no more of it will."""
+        self.first_ended = True
+        self._enough.set()
+        self._parked.unpark_all()
+
     def end(self) -> None:
         """All has come, or no more will."""
-        self.ended = True
+        self.first_ended = self.ended = True
         self._enough.set()
         self._parked.unpark_all()
 

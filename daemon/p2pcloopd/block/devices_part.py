@@ -36,7 +36,7 @@ async def hand_over(
             device.read_into(part.start, (content,))
         except Missing as missing:
             # A read that waits tells the user so; a prefetch does not.
-            with trio.move_on_after(0 if arrivals.ended else STALL_SECONDS) as stalled:
+            with trio.move_on_after(0 if arrivals.first_ended else STALL_SECONDS) as stalled:
                 await arrivals.news()
             if stalled.cancelled_caught:
                 await supplying.supply(missing)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import trio
@@ -70,10 +70,18 @@ class MemoryPush:
         self._read = read
         self._batch = memoryview(bytearray(_BATCH_SIZE))
         self._end = 0
+        self._is_over: Callable[[], bool]
 
-    async def run(self, touches: Sequence[Touch], arrivals: Arrivals) -> None:
+    async def run(
+        self, touches: Sequence[Touch], arrivals: Arrivals, *, later: bool = False
+    ) -> None:
         """Return when all is sent that is here or arrives, or the pusher was killed: reads do all
-        then."""
+        then.
+
+        Args:
+            later: they are not what the guest waits for, and may come after that.
+        """
+        self._is_over = lambda: arrivals.ended if later else arrivals.first_ended
         with suppress(OSError):
             for block, count in self._unread(touches):
                 await self._add(block, count, arrivals)
@@ -91,7 +99,7 @@ class MemoryPush:
             try:
                 self._device.read_into(self._part.offset + offset, (content,))
             except Missing:
-                if arrivals.ended:
+                if self._is_over():
                     return
             except P2pcloopError:  # a read of the guest tells
                 return

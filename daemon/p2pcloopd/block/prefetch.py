@@ -55,6 +55,7 @@ class Prefetch:
         try:
             first, later = divide_touches(touches)
             await self._fetch(first, self.arrivals.expect, self.arrivals.add)
+            self.arrivals.end_first()
             if later:
                 await self.answer()
                 await self._fetch(later, lambda _: None, self.arrivals.add_more)

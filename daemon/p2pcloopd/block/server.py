@@ -257,7 +257,7 @@ async def _serve_memory(
 
 
 async def push_pages(
-    push: Callable[[Sequence[Touch], Arrivals], Awaitable[None]],
+    push: Callable[..., Awaitable[None]],
     profile: Sequence[Touch],
     image: LocalBackend | StoredBackend,
     arrivals: Arrivals,
@@ -271,7 +271,7 @@ async def push_pages(
     await push(first, arrivals)
     if later and isinstance(image, StoredBackend):
         await image.prefetch.answer()
-    await push(later, arrivals)
+    await push(later, arrivals, later=True)
 
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:

@@ -133,7 +133,7 @@ class KeptChanges:
         try:
             opened = changes or _Changes("", await self._with_overlay(mac))
             try:
-                await trio.to_thread.run_sync(self._write_boot, mac, tr("{boot} open", boot=boot))
+                await trio.to_thread.run_sync(self._write_boot, mac, f"{boot} open")
             except BaseException:
                 if changes is None:
                     opened.backend.device.close_overlay()

@@ -92,7 +92,6 @@ class WebPage:
             "token": self._token,
             "port": self._port(),
             "listener": listener,
-            "log": self._log.settings(),
         }
         process = await trio.lowlevel.open_process(
             module_command("p2pcloopd.web.process"), stdin=subprocess.PIPE, pass_fds=[listener]
@@ -106,6 +105,7 @@ class WebPage:
         with suppress(trio.BrokenResourceError):
             while True:
                 changed = self._log.changed.next
-                await stdin.send_all(json.dumps(told).encode() + b"\n")
+                line = json.dumps(told | {"log": self._log.settings()})
+                await stdin.send_all(line.encode() + b"\n")
                 await changed.wait()
-                told = {"log": self._log.settings()}
+                told = {}

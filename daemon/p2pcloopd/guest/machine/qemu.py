@@ -127,7 +127,7 @@ class QemuMachine:
         stack.callback(theirs.close)
         monitor = trio.socket.from_stdlib_socket(ours)
         stack.callback(monitor.close)
-        cards = await _cards(spec, stack)
+        cards = await _cards(spec, resume, stack)
         if shape is not None:
             _check_disks(shape, spec)
             cards = connected(shape, cards)
@@ -305,13 +305,14 @@ def _boxed(pc: Pc, visible: dict[Path, Path]) -> sandbox.Sandbox:
     )
 
 
-async def _cards(spec: GuestSpec, stack: AsyncExitStack) -> list[PcCard]:
-    """The network cards of a guest; `stack` ends what is at their other end."""
+async def _cards(spec: GuestSpec, resume: Resume | None, stack: AsyncExitStack) -> list[PcCard]:
+    """The network cards of a guest, which goes on with `resume` or boots; `stack` ends what is at
+    their other end."""
     cards = []
     if spec.network == "user":
         from p2pcloopd.guest.network import slirp as network  # noqa: PLC0415  few guests have one
 
-        plugged = None if spec.resume is None else spec.resume.plugged.wait
+        plugged = None if resume is None else resume.plugged.wait
         wire = await stack.enter_async_context(
             network.user_network(say, ports=spec.forwarded, plugged=plugged)
         )

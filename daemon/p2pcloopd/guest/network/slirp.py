@@ -146,7 +146,7 @@ async def _run_later(
     await plugged()
     try:
         await _run(helper, fds, wire, say)
-    except GuestError as err:
+    except (GuestError, OSError) as err:  # the guest runs, and goes on without one
         say(tr("has no network: {err}", err=err))
 
 
