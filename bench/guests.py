@@ -19,7 +19,8 @@ from p2pcloopd.guest.system.kernel_words import kernel_words
 from tools.console import Console, ConsoleError
 
 LOGIN = "login:"
-PROMPT = r"(?:root@p2pcloop:~|tiny)# "
+PROMPT = r"(?:root@\w+:~|tiny)# "
+"""A shell's, whatever the guest is called."""
 LIMIT = 120.0
 
 
