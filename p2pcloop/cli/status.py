@@ -21,6 +21,7 @@ from p2pcloop.cli.node_facts import (
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.cli.reach import describe_only_here, is_only_here
 from p2pcloop.client.control_client import ControlClient
+from p2pcloop.client.progress import without_waits
 from p2pcloop.client.terminal import say
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.store.home import Home
@@ -52,12 +53,18 @@ def command(home: Home, *, watch: bool, as_json: bool) -> None:
         if not watch:
             node = look(home, client.call("status"))
             click.echo(to_json(node) if as_json else _text(node))
-        elif as_json:
-            client.call("watch", lambda _event, node: click.echo(to_json(look(home, node))))
-        elif sys.stdout.isatty():
-            _watch_on_terminal(home, client)
         else:
-            client.call("watch", lambda _event, node: say(_text(look(home, node)) + "\n"))
+            with without_waits():  # one waits for each status as long as for a slow answer
+                _watch(home, client, as_json=as_json)
+
+
+def _watch(home: Home, client: ControlClient, *, as_json: bool) -> None:
+    if as_json:
+        client.call("watch", lambda _event, node: click.echo(to_json(look(home, node))))
+    elif sys.stdout.isatty():
+        _watch_on_terminal(home, client)
+    else:
+        client.call("watch", lambda _event, node: say(_text(look(home, node)) + "\n"))
 
 
 def _watch_on_terminal(home: Home, client: ControlClient) -> None:

@@ -201,7 +201,7 @@ def growth_bar(what: str, path: Path, *, quiet: bool = False) -> Iterator[None]:
 
 
 _told: list[str] = []
-"""What `waiting_for` tells now: waits within it are parts of that one."""
+"""What `waiting_for` tells now: waits within it are parts of that one. "" for `without_waits`."""
 
 
 class Wait:
@@ -269,6 +269,17 @@ def waiting_for(what: str) -> Iterator[None]:
     finally:
         _told.pop()
         wait.end()
+
+
+@contextmanager
+def without_waits() -> Iterator[None]:
+    """Draw no wait that begins while the block runs, in any thread: what a guest prints, or a
+    screen, stands where it would be drawn."""
+    _told.append("")
+    try:
+        yield
+    finally:
+        _told.pop()
 
 
 @contextmanager

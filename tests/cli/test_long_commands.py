@@ -7,6 +7,9 @@ waits that are begun where progress is shown; how they are drawn is tests/client
 from __future__ import annotations
 
 import lzma
+import socket
+import threading
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +19,26 @@ from typing import Any
 import click
 import pytest
 
-from p2pcloop.cli import migrate, stop
+from p2pcloop.cli import migrate, status, stop
 from p2pcloop.client import control_client, progress, rehearsal
+from p2pcloop.client.control_client import ControlClient
+from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.invocation import is_quiet, prints_json
-from p2pcloop.errors import GuestError
+from p2pcloop.errors import DaemonError, GuestError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
 from p2pcloop.making.local import inspect_file, open_local
+from p2pcloop.protocol.control import ControlReceiver, Reply, Request, encode
+from p2pcloop.store.guests import OwnGuest
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import keep_profile
 from p2pcloopd.commands import rebase
+from p2pcloopd.guest import with_block_server
 from p2pcloopd.guest.unseen import importing
 from tests.support.cds import make_iso
 from tests.support.command import Run
 from tests.support.images import ignore, make_image, write_cloop_file
+from tests.support.waiting import BOUND
 from tools.man_pages import commands
 
 DESCRIPTION = "the description of the image"
@@ -237,3 +246,67 @@ def test_a_move_to_another_machine_shows_what_it_waits_for(
     monkeypatch.setattr(migrate, "shows_progress", lambda: True)
     migrate._Host("there", "true", "p2pcloop").run(["fetch", "-"])
     assert capsys.readouterr().err == "waiting for `p2pcloop fetch` at there\n"
+
+
+def answer_until(last: str, listener: socket.socket) -> None:
+    """Answer the calls of a client, until it makes one of the operation `last`: then be gone."""
+    receiver = ControlReceiver()
+    connection, _ = listener.accept()
+    with connection:
+        while data := connection.recv(1000):
+            for request in receiver.receive(data):
+                assert isinstance(request, Request)
+                if request.op == last:
+                    return
+                connection.sendall(encode(Reply(request.id, {"pid": 1, "position": 0})))
+
+
+@pytest.fixture
+def guest(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnGuest]:
+    """One that runs."""
+    monkeypatch.setattr(GuestProcess, "wait", lambda _process: True)
+    Home.at(home).create()
+    with OwnGuest(Home.at(home), "g1") as own:
+        facts = {"image": "one", "version": 1, "overlay": None, "memory": 1 << 20}
+        own.begin(ref="one", network="none", **facts)
+        yield own
+
+
+def test_nothing_is_drawn_within_what_a_guest_prints(
+    p2pcloop: Run, begun: list[str], guest: OwnGuest
+) -> None:
+    guest.folder.log_path.write_bytes(b"login: ")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(guest.folder.socket_path))
+        listener.listen()
+        args = ("console_output", listener)
+        server = threading.Thread(target=answer_until, args=args, daemon=True)
+        server.start()
+        assert p2pcloop("logs", "g1", "--follow").out == "login: "
+        server.join(BOUND)
+    assert begun == []
+
+
+@pytest.mark.parametrize("at_a_terminal", [True, False])
+def test_no_wait_is_drawn_for_the_next_status(
+    begun: list[str], home: Path, monkeypatch: pytest.MonkeyPatch, at_a_terminal: bool
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.shutdown(socket.SHUT_WR)  # it takes the call, and is gone
+    monkeypatch.setattr(ControlClient, "connect", lambda _home: ControlClient(ours))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: at_a_terminal)
+    with ours, theirs, pytest.raises(DaemonError, match="watch"):
+        status.command.main(["--watch"], standalone_mode=False)
+    assert begun == []
+
+
+async def test_p2pcloopd_is_started_unseen_while_a_guest_runs(begun: list[str]) -> None:
+    def start() -> None:
+        with progress.waiting_for("p2pcloopd to start"):
+            started.append(True)
+
+    started: list[bool] = []
+    node = with_block_server._Node(start)
+    node.want()
+    await node.run()
+    assert (started, begun) == ([True], [])

@@ -12,6 +12,7 @@ import click
 from p2pcloop.cli.options import GUEST, home_option
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.progress import without_waits
 from p2pcloop.errors import DaemonError, GuestError, NotHereError
 from p2pcloop.store.guests import GuestFolder, find_guest
 from p2pcloop.store.home import Home
@@ -88,7 +89,11 @@ def _writer(screen: ScreenFilter | None) -> Callable[[bytes], None]:
 
 def _follow(folder: GuestFolder, write: Callable[[bytes], object], shown: int) -> int:
     """Write what comes into the log behind `shown`, until the guest ends; return how far it is."""
-    with suppress(DaemonError), ControlClient.connect_to(folder.socket_path) as guest:
+    with (
+        suppress(DaemonError),
+        without_waits(),  # the guest may have printed half a line, a prompt say
+        ControlClient.connect_to(folder.socket_path) as guest,
+    ):
         position = guest.call("console_position")["position"]
         while True:
             # The log has p2pcloop's messages, too; the guest's socket tells that it grew.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from p2pcloop.client.progress import without_waits
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import OwnGuest
@@ -208,7 +209,8 @@ class _Node:
         with trio.move_on_after(_LATE_SECONDS):
             await self._wanted.wait()
         try:
-            await trio.to_thread.run_sync(self._start, abandon_on_cancel=True)
+            with without_waits():  # the guest prints meanwhile
+                await trio.to_thread.run_sync(self._start, abandon_on_cancel=True)
         except (P2pcloopError, OSError) as err:
             hint = getattr(err, "hint", None)
             _log.warning("p2pcloopd does not start: %s%s", err, f"; {hint}" if hint else "")
