@@ -108,7 +108,9 @@ def unmarked(script: str) -> list[str]:
         if match[0][0] == "/" or not WORDS.search(words) or match[0][1:-1] in NAMES:
             continue
         is_key = script.startswith(":", match.end()) and before.endswith((", ", "{ "))
-        if not before.endswith("tr(") and not NO_TEXT.search(before) and not is_key:
+        # `script_texts` finds no template: it cannot be looked up.
+        is_marked = before.endswith("tr(") and match[0][0] == '"'
+        if not is_marked and not NO_TEXT.search(before) and not is_key:
             found.append(match[0])
     return found
 
@@ -118,9 +120,10 @@ def test_a_text_of_the_page_that_is_not_marked_is_found() -> None:
     // "no text"
     find("id").append(tr("marked"), "one", `${two} of ${three}`, ok ? "four" : tr("five"));
     element("p", { class: bad ? "bad" : "good", "aria-label": "six" }, "seven");
+    find("id").append(tr(`eight ${of} them`));
     """
     assert [each[1:-1] for each in unmarked(script)] == [
-        *("one", "${two} of ${three}", "four", "six", "seven")
+        *("one", "${two} of ${three}", "four", "six", "seven", "eight ${of} them")
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,13 +59,16 @@ def test_an_error_of_the_syntax_is_in_the_language_of_the_user(home: Path) -> No
 
 
 def test_json_is_english_whatever_the_language(home: Path) -> None:
-    japanese, english = (
-        ran(home, "info", "/nowhere/x.cloop", "--json", locale=locale)
-        for locale in ("ja_JP.UTF-8", "C.UTF-8")
-    )
-    assert json.loads(japanese.stdout) == json.loads(english.stdout)
-    assert japanese.stderr == english.stderr
-    assert ran(home, "doctor", "--json").stdout.isascii()
+    for words in (["info", "/nowhere/x.cloop"], ["doctor"]):
+        japanese, english = (
+            ran(home, *words, "--json", locale=locale) for locale in ("ja_JP.UTF-8", "C.UTF-8")
+        )
+        told, wanted = (
+            re.sub(r"[0-9]+", "1", str(json.loads(each.stdout)))  # the time, the room on the disk
+            for each in (japanese, english)
+        )
+        assert told == wanted
+        assert japanese.stderr == english.stderr
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8", "en_US.UTF-8", "xx_XX.UTF-8"])

@@ -134,7 +134,7 @@ class Jobs:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=self._folder(),
-            env=os.environ | {"P2PCLOOP_HOME": str(self._home.root), "LANGUAGE": job.language},
+            env=_environment(job.language) | {"P2PCLOOP_HOME": str(self._home.root)},
             start_new_session=True,
         )
         async with trio.open_nursery() as nursery:
@@ -162,6 +162,16 @@ class Jobs:
                 text = (text + data.decode(errors="replace"))[-_MAX_SAID:]
                 job.said = "\n".join(map(printable, text.split("\n")))
                 self.changed.notify()
+
+
+def _environment(language: str) -> dict[str, str]:
+    """The variables of a command that speaks a language, whatever that of p2pcloopd is."""
+    found = dict(os.environ)
+    if everything := found.get("LC_ALL"):  # it comes before LC_MESSAGES
+        found = {name: value for name, value in found.items() if not name.startswith("LC_")}
+        found["LANG"] = everything
+    # In the locale C, which a service may have, LANGUAGE alone counts for nothing.
+    return found | {"LC_MESSAGES": language, "LANGUAGE": language}
 
 
 def command_of(asked: Mapping[str, Any]) -> tuple[list[str], str]:
