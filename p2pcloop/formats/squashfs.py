@@ -3,9 +3,14 @@
 Inodes, directories and the list of fragments lie in metadata blocks of 8 KiB, each compressed by
 itself. The number of an inode is the place of its metadata block and its offset there, and one. A
 file is a row of blocks, each compressed by itself; its end may be a part of a block that several
-files share, a fragment. What was decoded last is kept: programs read files bit by bit.
+files share, a fragment. What was decoded last is kept, up to 4 MiB: programs read files bit by bit.
 
-Sources: the kernel's Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h.
+Only the sizes of a file's blocks are stored, so where one lies is told by all sizes before it. They
+are read in groups; of the files that were read last, where each group begins is kept.
+
+Sources: the kernel's Documentation/filesystems/squashfs.rst, fs/squashfs/squashfs_fs.h and the
+wrappers beside it: XZ blocks are whole .xz streams, zstd blocks whole frames that state their size;
+LZO and LZ4 blocks are raw.
 """
 
 from __future__ import annotations
@@ -14,11 +19,13 @@ import stat
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from p2pcloop.errors import FormatError
+from p2pcloop.formats.codec import decode_lz4_up_to, decode_xz_up_to, decode_zstd_up_to
 from p2pcloop.formats.file_tree import (
     MAX_LINK,
     MAX_NAME,
@@ -30,14 +37,29 @@ from p2pcloop.formats.file_tree import (
     Run,
     prepare_nothing,
 )
-from p2pcloop.formats.squashfs_blocks import DECODERS
+from p2pcloop.formats.lzo import decode_lzo_up_to
+from p2pcloop.formats.zlib_stream import decode_block_up_to
 from p2pcloop.words import tr
 
 MAX_DIRECTORY = 16 << 20
 """Bytes of a directory that is read: as of ext4.py."""
 
-MAX_BLOCKS = 1 << 20
-"""Blocks of a file that is read: 128 GiB with mksquashfs's own size of blocks."""
+MAX_BLOCKS = 1 << 18
+"""Blocks of a file that is read: 32 GiB with mksquashfs's own size of blocks. A read near the end
+of a file goes through the sizes of all of them, and other readers wait meanwhile."""
+
+DECODERS: dict[int, Callable[[bytes, int], bytes]] = {
+    1: decode_block_up_to,
+    3: decode_lzo_up_to,
+    4: decode_xz_up_to,
+    5: decode_lz4_up_to,
+    6: decode_zstd_up_to,
+}
+"""What decodes a block, of which the most is known that it may hold; by the number of the
+compression in the superblock."""
+
+_LZMA = 2
+"""No kernel reads it."""
 
 _SUPERBLOCK = struct.Struct("<4sIIIIHHHHHHQQQQQQQQ")
 _MAGIC = b"hsqs"
@@ -51,7 +73,10 @@ _ABSENT = 1 << 63
 
 _KEPT_METADATA = 64
 _KEPT_BLOCKS = 2
-_SIZES_AT_ONCE = 2048
+_KEPT_GROUPS = 8
+_KEPT_ROWS = 32
+_GROUP = _METADATA // 4
+"""Blocks whose sizes are read at once: as many as a metadata block has."""
 
 _INODE = struct.Struct("<HHHHII")
 _FOLDER, _LONG_FOLDER = struct.Struct("<IIHHI"), struct.Struct("<IIIIHHI")
@@ -83,17 +108,16 @@ class _Place(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Blocks:
-    """The row of blocks of a file, as far as it was read: where each lies, and how it is stored.
+class _Group(NamedTuple):
+    """Some blocks of a file: how each is stored, and where."""
 
-    Attributes:
-        starts: of each block, and where the one behind the last lies.
-    """
+    sizes: array[int]
+    starts: array[int]
 
-    next: list[_Place]
-    sizes: array[int] = field(default_factory=lambda: array("I"))
-    starts: array[int] = field(default_factory=lambda: array("Q"))
+
+_Row = list[tuple[_Place, int]]
+"""Of each group of a file's blocks, as far as they were read, and of the next one: where their
+sizes are told, and where the first block lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +175,13 @@ class Squashfs:
                 hint=_MOUNT,
             )
         if compression not in DECODERS:
-            raise FormatError(tr("its squashfs is compressed by LZMA"), hint=_MOUNT)
+            told = tr("its squashfs is compressed by LZMA")
+            if compression != _LZMA:
+                told = tr(
+                    "its squashfs is compressed by a method that is not known ({number})",
+                    number=compression,
+                )
+            raise FormatError(told, hint=_MOUNT)
         if not 12 <= shift <= 20 or self._block != 1 << shift:
             raise FormatError(
                 tr("the superblock of its squashfs has impossible values"), hint=_AGAIN
@@ -160,7 +190,8 @@ class Squashfs:
         self.root = root + 1
         self._metadata: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
         self._decoded: OrderedDict[int, bytes] = OrderedDict()
-        self._rows: OrderedDict[int, _Blocks] = OrderedDict()
+        self._rows: OrderedDict[int, _Row] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
 
     def inode(self, number: int) -> SquashInode:
         """Read an inode.
@@ -212,7 +243,7 @@ class Squashfs:
         for _ in range(count + 1):
             head, at = self._take(self._folders, at, _ENTRY.size)
             offset, _, kind, length = _ENTRY.unpack(head)
-            if length >= MAX_NAME + 1 or not 1 <= kind <= 7:
+            if length + 1 > MAX_NAME or not 1 <= kind <= 7:
                 raise FormatError(tr("a directory of the squashfs is damaged"), hint=_AGAIN)
             name, at = self._take(self._folders, at, length + 1)
             done += _ENTRY.size + length + 1
@@ -243,9 +274,8 @@ class Squashfs:
             return
         first, last = offset // self._block, (end - 1) // self._block
         blocks = [self._stored(file, number) for number in range(first, last + 1)]
-        self._prepare(
-            [each[:2] for each in blocks if each.length and each.place not in self._decoded]
-        )
+        # Also those that are decoded: others of this read may push them out before their turn.
+        self._prepare([each[:2] for each in blocks if each.length])
         for number, stored in enumerate(blocks, first):
             base = number * self._block - (file.within if self._is_fragment(file, number) else 0)
             last_byte = min(end, (number + 1) * self._block)
@@ -299,28 +329,36 @@ class Squashfs:
             raise FormatError(
                 tr("a file has more than {most} blocks", most=MAX_BLOCKS), hint=_MOUNT
             )
-        row = self._rows.get(file.number)
-        if row is None:
-            row = _keep(self._rows, file.number, _Blocks([file.place]), _KEPT_BLOCKS)
-            row.starts.append(file.start)
-        self._extend(row, file, number + 1)
-        return self._block_at(row.starts[number], row.sizes[number])
+        at, index = divmod(number, _GROUP)
+        group = self._group(file, at)
+        return self._block_at(group.starts[index], group.sizes[index])
 
-    def _extend(self, row: _Blocks, file: SquashInode, count: int) -> None:
-        """Read the row of a file's blocks until it has so many; what was read stays."""
+    def _group(self, file: SquashInode, number: int) -> _Group:
+        """A group of a file's blocks; those before it are gone through, and that once."""
+        known = _known(self._groups, (file.number, number))
+        if known is not None:
+            return known
+        row = _known(self._rows, file.number)
+        if row is None:
+            begin = file.place, min(file.start, self._size)
+            row = _keep(self._rows, file.number, [begin], _KEPT_ROWS)
+        while len(row) <= number:
+            self._read_group(file, row, len(row) - 1)
+        group = self._read_group(file, row, number)
+        return _keep(self._groups, (file.number, number), group, _KEPT_GROUPS)
+
+    def _read_group(self, file: SquashInode, row: _Row, number: int) -> _Group:
+        """Read a group, and note where the next one begins."""
         ends = 0 if file.fragment is not None else self._block - 1
-        total = (file.size + ends) // self._block
-        while len(row.sizes) < count:
-            some = min(_SIZES_AT_ONCE, total - len(row.sizes))
-            data, at = self._take(self._inodes, row.next[0], 4 * some)
-            sizes = struct.unpack(f"<{some}I", data)
-            place, starts = row.starts[-1], list[int]()
-            for size in sizes:
-                place = min(place + (size & ~_PLAIN_BLOCK), self._size)
-                starts.append(place)
-            row.sizes.extend(sizes)
-            row.starts.extend(starts)
-            row.next[0] = at
+        count = min(_GROUP, (file.size + ends) // self._block - number * _GROUP)
+        place, start = row[number]
+        data, after = self._take(self._inodes, place, 4 * count)
+        sizes = struct.unpack(f"<{count}I", data)
+        lengths = (size & ~_PLAIN_BLOCK for size in sizes)
+        starts = array("Q", accumulate(lengths, initial=start))
+        if number + 1 == len(row):
+            row.append((after, min(starts[-1], self._size)))
+        return _Group(array("I", sizes), starts)
 
     def _stored_fragment(self, number: int) -> _Stored:
         if number >= self._fragment_count or self._fragments >= _ABSENT:
@@ -340,7 +378,7 @@ class Squashfs:
 
     def _content(self, stored: _Stored) -> bytes:
         """The content of a block that is compressed."""
-        content = self._decoded.get(stored.place)
+        content = _known(self._decoded, stored.place)
         if content is None:
             content = self._decode(self._bytes(stored.place, stored.length), self._block)
             _keep(self._decoded, stored.place, content, _KEPT_BLOCKS)
@@ -353,7 +391,8 @@ class Squashfs:
         while len(found) < length:
             content, following = self._metadata_block(table + block)
             if offset >= len(content):
-                if offset > len(content) or not content:
+                # Only a table's last block may be short: so a few bytes lie in few blocks.
+                if offset > len(content) or len(content) < _METADATA:
                     raise FormatError(tr("its squashfs names no place in metadata"), hint=_AGAIN)
                 block, offset = following - table, 0
                 continue
@@ -364,9 +403,8 @@ class Squashfs:
 
     def _metadata_block(self, place: int) -> tuple[bytes, int]:
         """The content of a metadata block, and where the next one lies."""
-        known = self._metadata.get(place)
+        known = _known(self._metadata, place)
         if known is not None:
-            self._metadata.move_to_end(place)
             return known
         (header,) = struct.unpack("<H", self._bytes(place, 2))
         length = header & ~_PLAIN_METADATA or _PLAIN_METADATA
@@ -382,8 +420,16 @@ class Squashfs:
         return self._read(offset, length)
 
 
+def _known(kept: OrderedDict[Key, Value], key: Key) -> Value | None:
+    """Return a value that is kept, which is then the one that was used last."""
+    value = kept.get(key)
+    if value is not None:
+        kept.move_to_end(key)
+    return value
+
+
 def _keep(kept: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> Value:
-    """Keep a value, and so many of the last ones; return it."""
+    """Keep a value, and so many of those that were used last; return it."""
     kept[key] = value
     while len(kept) > most:
         kept.popitem(last=False)

@@ -112,7 +112,7 @@ def test_without_liblzo_its_package_is_named(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("size", [0, 2, SIZE + 1, 1 << 40, 1 << 60, (1 << 64) - 3])
 def test_a_zstd_frame_that_claims_another_size_is_refused(size: int) -> None:
     """The library would allocate what is claimed: 2^60 bytes end it with MemoryError."""
-    with pytest.raises(FormatError, match="does not state"):
+    with pytest.raises(FormatError, match="does not state" if size > SIZE else "zstd"):
         decode(Codec.ZSTD, claim(size), SIZE)
 
 
