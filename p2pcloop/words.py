@@ -145,6 +145,11 @@ def translated(text: str) -> str:
     return text if _current is None else _current.say(text)
 
 
+def translated_if_marked(text: str) -> str:
+    """Return what may be a text or a name, to be shown at once: names stay."""
+    return translated(text) if isinstance(text, Text) else text
+
+
 Packed = list[Any]
 """A text for another program: template, number or None, and values by name."""
 

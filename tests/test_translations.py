@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from p2pcloop.catalogue import FOLDER, Catalogue, placeholders, read_entries
 from p2pcloopd.web.words import RESOURCES, html_texts
+from tests.support.text_flow import Flow, Scope, assigned, flows, own, results
 from tools.json_table import CHECKOUT
 from tools.translations import (
     Found,
@@ -66,16 +68,127 @@ def marks(part: ast.expr) -> bool:
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(CHECKOUT)))
-def test_marked_texts_are_constants_and_stay_texts(path: Path) -> None:
-    """An f-string, or `str.join`, makes plain English of a text: `+`, `joined` and `tr` do not."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
+def test_marked_texts_are_constants(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tr":
             assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}"
-        if isinstance(node, ast.JoinedStr):
-            called = [each for each in ast.walk(node) if isinstance(each, ast.Call)]
-            names = [getattr(each.func, "id", "") for each in called]
-            assert "tr" not in names or "translated" in names, f"{path}:{node.lineno}"
+
+
+@pytest.fixture(scope="module")
+def flowing() -> dict[Path, Flow]:
+    return flows(trees())
+
+
+def test_texts_stay_texts_until_they_are_shown(flowing: dict[Path, Flow]) -> None:
+    """An f-string, or `str.join`, makes plain English of a text: `+`, `joined` and `tr` do not.
+    `click` and `print` show the English: `say`, `notify` and `translated` do not."""
+    lost = [
+        f"{path.relative_to(CHECKOUT)}:{part.lineno} {ast.unparse(part)}"
+        for path, flow in flowing.items()
+        for scope in flow.scopes
+        for part in losses(flow, scope)
+    ]
+    assert lost == []
+
+
+def losses(flow: Flow, scope: Scope) -> Iterator[ast.expr]:
+    """Expressions of a function that make plain English of texts."""
+    names = flow.names(scope)
+    for node in own(scope):
+        match node:
+            case ast.JoinedStr(values=parts):
+                used = [each.value for each in parts if isinstance(each, ast.FormattedValue)]
+            case ast.Call(func=ast.Attribute(attr="join"), args=used):
+                pass
+            case ast.Call(func=ast.Name(id="print"), args=used):
+                pass
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="click")), args=used):
+                pass
+            case _:
+                continue
+        if any(flow.is_text(each, names) for each in used):
+            yield node
+
+
+FORMS = {"qcow2", "cloop"}
+"""Names of forms of images, which are the same in each language."""
+
+
+def test_constants_that_become_values_of_texts_are_marked(flowing: dict[Path, Flow]) -> None:
+    unmarked = [
+        f"{path.relative_to(CHECKOUT)}:{part.lineno} {part.value!r}"
+        for path, flow in flowing.items()
+        for scope in flow.scopes
+        for part in constant_values(scope)
+    ]
+    assert unmarked == []
+
+
+def constant_values(scope: Scope) -> Iterator[ast.Constant]:
+    """The constants with words that a function passes to `tr` as values."""
+    constants: dict[str, list[ast.Constant]] = {}
+    for target, value in assigned(scope):
+        if isinstance(target, ast.Name):
+            constants.setdefault(target.id, []).extend(worded(value))
+    for node in own(scope):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("tr", "tr_n"):
+            for keyword in node.keywords:
+                yield from worded(keyword.value)
+                for part in branches(keyword.value):
+                    if isinstance(part, ast.Name):
+                        yield from constants.get(part.id, ())
+
+
+def worded(value: ast.expr) -> list[ast.Constant]:
+    return [
+        part
+        for part in branches(value)
+        if isinstance(part, ast.Constant)
+        and isinstance(part.value, str)
+        and WORDS.search(part.value)
+        and part.value not in FORMS
+    ]
+
+
+TO_MACHINES = "daemon/p2pcloopd/netboot/"
+"""What is told to the first root of another machine, in English."""
+
+
+def test_what_returns_texts_returns_no_unmarked_constant(flowing: dict[Path, Flow]) -> None:
+    unmarked = [
+        f"{path.relative_to(CHECKOUT)}:{part.lineno} {part.value!r}"
+        for path, flow in flowing.items()
+        if not str(path.relative_to(CHECKOUT)).startswith(TO_MACHINES)
+        for scope in flow.returning()
+        for value in results(scope)
+        for part in worded(value)
+    ]
+    assert unmarked == []
+
+
+FLOWING = """
+from p2pcloop.words import tr
+def told(number):
+    what = "nothing" if number else tr("all of it")
+    lines = [tr("{what} is here", what=what)]
+    lines += [tr("more")]
+    click.echo(to_json(number) if number else what)
+    say(f"{what}, {number}")
+    return "\\n".join(lines) if number else "none at all"
+def shown():
+    yield tr("one")
+    print(shown())
+"""
+
+
+def test_a_text_that_becomes_plain_english_is_found() -> None:
+    tree = ast.parse(FLOWING)
+    [flow] = flows({CHECKOUT / "p2pcloop/example.py": tree}).values()
+    assert [sorted(part.lineno for part in losses(flow, scope)) for scope in flow.scopes] == [
+        *([], [7, 8, 9], [12])
+    ]
+    assert [part.value for scope in flow.scopes for part in constant_values(scope)] == ["nothing"]
+    assert [scope.name for scope in flow.returning()] == ["shown"]
 
 
 LITERAL = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:[^\"\\\n]|\\.)*\"|`(?:[^`\\]|\\.)*`", re.DOTALL)

@@ -166,10 +166,22 @@ def _help() -> Iterator[Found]:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and any(map(_is_command, node.decorator_list)):
                 for part in inspect.cleandoc(ast.get_docstring(node) or "").split("\n\n"):
-                    yield Found(" ".join(part.split()), "", _where(path), "help")
+                    yield from _paragraph_texts(part, path)
             elif isinstance(node, ast.Assign) and _name(node.targets[0]) == "_EPILOG":
-                for text in _COMMENT.findall(str(_constant(node.value))):
-                    yield Found(text, "", _where(path), "comment of an example")
+                yield from _comments(str(_constant(node.value)), path)
+
+
+def _paragraph_texts(text: str, path: Path) -> Iterator[Found]:
+    """The texts of a paragraph of help: of examples, which keep their lines, the comments."""
+    if text.startswith("\b"):
+        yield from _comments(text, path)
+    else:
+        yield Found(" ".join(text.split()), "", _where(path), "help")
+
+
+def _comments(examples: str, path: Path) -> Iterator[Found]:
+    for text in _COMMENT.findall(examples):
+        yield Found(text, "", _where(path), "comment of an example")
 
 
 def _is_table(node: ast.stmt) -> TypeGuard[ast.Assign]:

@@ -77,7 +77,7 @@ def _facts(done: dict[str, Any], *, dry_run: bool) -> dict[str, Any]:
 
 def _text(done: dict[str, Any], home: Home, *, dry_run: bool) -> Iterator[str]:
     names = _names(home)
-    verb = tr("would go") if dry_run else "gone"
+    verb = tr("would go") if dry_run else tr("gone")
     for torrent, pieces in done["evicted"]:
         if pieces:
             yield tr(

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from p2pcloop.cells import cells
 from p2pcloop.cli.options import IMAGE, at_option, home_option, json_option
 from p2pcloop.client.refs import report_waiting, resolve_stored
 from p2pcloop.client.stored_ref import StoredRef
@@ -18,7 +19,10 @@ from p2pcloop.formats.manifest import ManifestRef, SignedManifest, open_manifest
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr, translated
+
+_ADDED_WIDTH = 9
+"""Cells."""
 
 _EPILOG = """
 \b
@@ -151,8 +155,9 @@ def _facts(
 
 def _text(facts: dict[str, Any], before: dict[str, Any] | None) -> str:
     date = datetime.fromtimestamp(facts["created"], UTC).isoformat(" ", "minutes")
-    added = "withdrawn" if facts["withdrawn"] else format_size(facts["added"])
-    line = f"  {facts['version']:>4}  {date}  {added:>9}  {facts['message']}"
+    added = translated(tr("withdrawn")) if facts["withdrawn"] else format_size(facts["added"])
+    added = " " * (_ADDED_WIDTH - cells(added)) + added
+    line = f"  {facts['version']:>4}  {date}  {added}  {facts['message']}"
     lines = [line.rstrip()]
     if facts["memory"] is not None:
         lines.append(
@@ -168,7 +173,7 @@ def _text(facts: dict[str, Any], before: dict[str, Any] | None) -> str:
         lines.append(
             tr("        what came before it cannot be told: {missing}", missing=facts["missing"])
         )
-    return "\n".join(lines)
+    return joined("\n", lines)
 
 
 def _is_told(parent: dict[str, Any], before: dict[str, Any]) -> bool:

@@ -111,13 +111,14 @@ def cli(context: click.Context) -> None:
         print_next_steps(Home.at(os.environ.get("P2PCLOOP_HOME") or None))
 
 
-def _wants_json(words: list[str]) -> bool:
-    """Whether errors are written as JSON, too: not if an image goes to the standard output.
+def _ours(words: list[str]) -> list[str]:
+    """The words of a command: those behind `--` belong to the guest's."""
+    return words[: words.index("--")] if "--" in words else words
 
-    Words behind `--` belong to the guest's command.
-    """
-    ours = words[: words.index("--")] if "--" in words else words
-    return "--json" in ours and not (ours[0] == "export" and "-" in ours)
+
+def _writes_image(ours: list[str]) -> bool:
+    """Whether an image goes to the standard output, which then takes no error."""
+    return ours[:1] == ["export"] and "-" in ours
 
 
 def _use_language() -> None:
@@ -135,8 +136,9 @@ def _use_language() -> None:
 def main() -> None:
     """Run the command line; every error ends as one line, a hint and its exit code."""
     open_standard_streams()
-    as_json = _wants_json(sys.argv[1:])
-    if not as_json:  # programs read English, which they may look for
+    ours = _ours(sys.argv[1:])
+    as_json = "--json" in ours and not _writes_image(ours)
+    if "--json" not in ours:  # programs read English, which they may look for
         _use_language()
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)

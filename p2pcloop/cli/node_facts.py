@@ -87,7 +87,7 @@ def waiting_of(torrents: Iterable[dict[str, Any]]) -> tuple[float, str] | None:
     if not waiting:
         return None
     most = max(waiting, key=lambda each: float(each["stalled"]))
-    what = "data" if most["size"] else tr("its metadata")
+    what = tr("data") if most["size"] else tr("its metadata")
     tried = ", ".join(most["tried"])
     return most["stalled"], tr(
         "{what}; tried: {tried}", what=what, tried=printable(tried)

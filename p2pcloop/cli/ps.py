@@ -15,7 +15,7 @@ from p2pcloop.store.guests import list_guests
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
-from p2pcloop.words import tr, translated
+from p2pcloop.words import tr, translated_if_marked
 
 _EPILOG = """
 \b
@@ -77,7 +77,7 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    told = [tuple(map(translated, row)) for row in rows]
+    told = [tuple(map(translated_if_marked, row)) for row in rows]
     widths = [max(map(cells, column)) for column in zip(*told, strict=True)]
     return [
         "  ".join(padded(text, width) for text, width in zip(row, widths, strict=True)).rstrip()

@@ -80,7 +80,7 @@ def report_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     where = _where(Path(place), answer["torrent"], home) if place else ""
     say(tr("  {answer}{where}", answer=_to_size(answer), where=where))
     if answer["images"]:
-        outer = "disk" if answer["format"] == "disk" else "CD"
+        outer = tr("disk") if answer["format"] == "disk" else tr("CD")
         names = ", ".join(filter(None, answer["images"])) or tr("all of it")
         say(tr("  from that {outer}: {names}", outer=outer, names=names))
     report_link(answer)
@@ -107,7 +107,7 @@ def _to_size(answer: dict[str, Any]) -> str:
         stored=format_size(answer["stored"]),
         size=format_size(answer["size"]),
     )
-    return f"{size}, {describe(answer['filesystem'])}"
+    return size + ", " + describe(answer["filesystem"])
 
 
 def warn_if_only_here(answer: dict[str, Any], home: Home) -> None:

@@ -21,7 +21,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr
 
 _EPILOG = """
 \b
@@ -74,14 +74,7 @@ def command(
             raise UsageError("--at and --published are of an image", hint="leave out --guest")
         _remove_guests(names_or_all(refs, _ended(home) if every else None), home, as_json=as_json)
         return
-    ref = _only_image(refs, every=every)
-    with words_of_the_user():
-        asked = read_ref(ref, home)
-        if not isinstance(asked, str):
-            raise UsageError(
-                tr("{ref} is a file: delete it yourself", ref=ref), hint="give a name or a link"
-            )
-        name = parse_link(asked).name if is_link(asked) else parse_place(asked).name
+    name = _name_of(_only_image(refs, every=every), home)
     versions = _versions(home, name, at)
     with ensure_daemon(home) as client:
         done = client.call(
@@ -97,7 +90,10 @@ def command(
         "removed": done["removed"],
         "known": done["known"],
     }
-    click.echo(to_json(facts) if as_json else _text(facts, _released(home, versions)))
+    if as_json:
+        click.echo(to_json(facts))
+    else:
+        say(_text(facts, _released(home, versions)))
 
 
 def _only_image(refs: tuple[str, ...], *, every: bool) -> str:
@@ -109,6 +105,17 @@ def _only_image(refs: tuple[str, ...], *, every: bool) -> str:
     if len(refs) > 1:
         raise UsageError("one image is removed at a time", hint="give one REF")
     return refs[0]
+
+
+def _name_of(ref: str, home: Home) -> Name:
+    """The full name of an image that the user typed."""
+    with words_of_the_user():
+        asked = read_ref(ref, home)
+        if not isinstance(asked, str):
+            raise UsageError(
+                tr("{ref} is a file: delete it yourself", ref=ref), hint="give a name or a link"
+            )
+        return parse_link(asked).name if is_link(asked) else parse_place(asked).name
 
 
 def _ended(home: Home) -> list[str]:
@@ -149,7 +156,7 @@ def _released(home: Home, removed: list[StoredVersion]) -> list[Path]:
 
 
 def _text(facts: dict[str, Any], files: list[Path]) -> str:
-    word = "version" if len(facts["versions"]) == 1 else "versions"
+    word = tr("version") if len(facts["versions"]) == 1 else tr("versions")
     numbers = ", ".join(map(str, facts["versions"]))
     freed = format_size(facts["freed"])
     lines = [
@@ -169,4 +176,4 @@ def _text(facts: dict[str, Any], files: list[Path]) -> str:
         lines.append(
             tr("  the name stays known: `p2pcloop seed` gives a later version the next number")
         )
-    return "\n".join(lines)
+    return joined("\n", lines)

@@ -18,7 +18,7 @@ from p2pcloop.client.terminal import say
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
-from p2pcloop.words import tr
+from p2pcloop.words import tr, tr_n
 
 _EPILOG = """
 \b
@@ -113,4 +113,4 @@ def _report(answer: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _layers(count: int) -> str:
-    return "1 layer" if count == 1 else tr("{count} layers", count=count)
+    return tr_n("{count} layer", "{count} layers", count)

@@ -52,7 +52,10 @@ def command(home: Home, *, watch: bool, as_json: bool) -> None:
     with ControlClient.connect(home) as client:
         if not watch:
             node = look(home, client.call("status"))
-            click.echo(to_json(node) if as_json else _text(node))
+            if as_json:
+                click.echo(to_json(node))
+            else:
+                say(_text(node))
         else:
             with without_waits():  # one waits for each status as long as for a slow answer
                 _watch(home, client, as_json=as_json)
@@ -131,7 +134,7 @@ def _others(node: dict[str, Any]) -> Iterator[str]:
         yield from ("", tr("torrents that are not of the newest version of a name:"))
     for torrent in others:
         yield f"  {torrent['info_hash'].hex()} (" + describe_torrent(torrent) + ")"
-        yield f"    {_traffic(torrent, [torrent])}"
+        yield "    " + _traffic(torrent, [torrent])
 
 
 def _traffic(facts: dict[str, Any], torrents: list[dict[str, Any]]) -> str:

@@ -32,7 +32,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.names import ShortNames
 from p2pcloop.text import printable
 from p2pcloop.units import format_duration, format_size
-from p2pcloop.words import tr, translated
+from p2pcloop.words import tr, translated, translated_if_marked
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -162,7 +162,7 @@ def _head(node: dict[str, Any]) -> list[Text]:
     down = sum(torrent["traffic"]["down_rate"] for torrent in node["torrents"])
     up = sum(torrent["traffic"]["up_rate"] for torrent in node["torrents"])
     peers = peers_of(node["torrents"])
-    listen = ", ".join(node["listen"]) or "nowhere"
+    listen = ", ".join(node["listen"]) or tr("nowhere")
     return [
         _line(
             tr(
@@ -188,7 +188,7 @@ def _head(node: dict[str, Any]) -> list[Text]:
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(translated(text), style, no_wrap=True, overflow="ellipsis")
+    return Text(translated_if_marked(text), style, no_wrap=True, overflow="ellipsis")
 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[Text, ...]], room: int) -> list[Text | Table]:
@@ -251,7 +251,7 @@ def _row(
     reasons = [each["reason"] for each in torrents if each.get("reason")]
     told, style = "", ""
     if waiting is not None:
-        told, style = f"{format_duration(waiting[0])} {waiting[1]}", "yellow"
+        told, style = f"{format_duration(waiting[0])} " + waiting[1], "yellow"
     elif reasons:
         told, style = printable(reasons[0]), "red"
     elif withdrawn:

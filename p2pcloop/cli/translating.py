@@ -7,6 +7,7 @@ Loaded only for such a language.
 from __future__ import annotations
 
 import gettext
+import inspect
 import re
 import sys
 from collections.abc import Iterable
@@ -117,7 +118,7 @@ def _of_click_by_number(one: str, many: str, number: int) -> str:
 def translate_command(command: click.Command) -> None:
     """Replace the help of a command, of its options and of the commands in it."""
     command.help = command.help and "\n\n".join(
-        translated(" ".join(part.split())) for part in command.help.split("\n\n")
+        map(_paragraph, inspect.cleandoc(command.help).split("\n\n"))
     )
     command.short_help = command.short_help and translated(command.short_help)
     command.epilog = command.epilog and _epilog(command.epilog)
@@ -127,6 +128,11 @@ def translate_command(command: click.Command) -> None:
     below: dict[str, Any] = getattr(command, "commands", {})
     for each in below.values():
         translate_command(each)
+
+
+def _paragraph(text: str) -> str:
+    """A paragraph of help; of examples, which keep their lines, the comments."""
+    return _epilog(text) if text.startswith("\b") else translated(" ".join(text.split()))
 
 
 def _epilog(text: str) -> str:

@@ -9,7 +9,7 @@ import click
 from p2pcloop.cli.options import IMAGE, home_option, json_option
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.refs import read_ref, report_waiting, words_of_the_user
-from p2pcloop.client.terminal import warn
+from p2pcloop.client.terminal import say, warn
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.manifest import open_manifest
 from p2pcloop.making.local import inspect_file
@@ -68,7 +68,10 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
     }
     for problem in problems:
         warn(problem)
-    click.echo(to_json(facts) if as_json else _text(facts, found=found))
+    if as_json:
+        click.echo(to_json(facts))
+    else:
+        say(_text(facts, found=found))
 
 
 def _text(facts: dict[str, Any], *, found: bool) -> str:

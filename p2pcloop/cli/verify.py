@@ -11,6 +11,7 @@ from p2pcloop.client.fetch import verify_layer
 from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import say
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.image_file import ImageFile
@@ -47,7 +48,10 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
             facts, text = _verify_stored(target, quiet=as_json)
     else:
         facts, text = _verify_file(target, quiet=as_json)
-    click.echo(to_json(facts) if as_json else text)
+    if as_json:
+        click.echo(to_json(facts))
+    else:
+        say(text)
     if facts.get("bad"):
         raise CorruptError(
             tr(

@@ -34,16 +34,16 @@ OnEvent = Callable[[str, dict[str, Any]], None]
 _RECEIVE_SIZE = 1 << 18
 
 AWAITED = {
-    "check_mirror": "the answers of the mirror",
-    "fetch": "the image",
-    "gc": "room on the disk to be given back",
-    "manifest": "the description of a version",
-    "read": "content of the image",
-    "remove": "the image to be removed",
-    "resolve": "the description of the image",
-    "seed": "the content to be hashed",
-    "suspend": "the guest to be suspended",
-    "verify": "the content to be read",
+    "check_mirror": tr("the answers of the mirror"),
+    "fetch": tr("the image"),
+    "gc": tr("room on the disk to be given back"),
+    "manifest": tr("the description of a version"),
+    "read": tr("content of the image"),
+    "remove": tr("the image to be removed"),
+    "resolve": tr("the description of the image"),
+    "seed": tr("the content to be hashed"),
+    "suspend": tr("the guest to be suspended"),
+    "verify": tr("the content to be read"),
 }
 """What a user waits for during operations that can take long."""
 

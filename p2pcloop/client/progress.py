@@ -140,16 +140,16 @@ class _Bar:
         told = self._wait or joined(
             ", ", filter(None, (self._pace.tell(self._done, self._total), self._note))
         )
-        told, what = translated(told), translated(self._what)
+        beside, what = translated(told), translated(self._what)
         columns = shutil.get_terminal_size().columns - 1
         if self._total:
             share = min(1.0, self._done / self._total)
-            others = cells(f"{what}  []  100%  {told}")
+            others = cells(f"{what}  []  100%  {beside}")
             width = max(_LEAST_WIDTH, min(_WIDTH, columns - others))
             far = f"[{'#' * int(share * width):-<{width}}]  {int(share * 100):3}%"
         else:
             far = format_size(self._done)
-        draw_line(clipped(f"{what}  {far}  {told}".rstrip(), columns))
+        draw_line(clipped(f"{what}  {far}  {beside}".rstrip(), columns))
 
 
 _bars: list[_Bar] = []

@@ -45,7 +45,7 @@ from p2pcloop.formats.profile import (
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import forget_profile, keep_profile, load_profile
 from p2pcloop.text import printable
-from p2pcloop.words import tr
+from p2pcloop.words import language, tr
 
 TIMES = 2
 """Rehearsals of a state. What is touched depends on time, too: the second one adds a twentieth.
@@ -179,6 +179,7 @@ def rehearse(name: str, version: int, home: Home, use: Use | None = None) -> Non
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
+            env=os.environ | {"LANGUAGE": language()},  # what it says is told by us
             start_new_session=True,  # a Ctrl-C at our terminal is for us
         )
         stack.callback(_end, process)

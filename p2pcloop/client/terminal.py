@@ -238,7 +238,8 @@ def ask_passphrase(what: str) -> str:
     if given is not None:
         return given
     _check_terminal(tr("{what} is protected by a passphrase", what=what))
-    return str(click.prompt(tr("passphrase of {what}", what=what), hide_input=True, err=True))
+    question = tr("passphrase of {what}", what=what)
+    return str(click.prompt(translated(question), hide_input=True, err=True))
 
 
 def choose_passphrase(what: str) -> str:
@@ -253,7 +254,7 @@ def choose_passphrase(what: str) -> str:
         question = tr("new passphrase of {what}", what=what)
         given = str(
             click.prompt(
-                question,
+                translated(question),
                 default="",  # so that an empty one comes here, and is refused with a reason
                 show_default=False,
                 hide_input=True,
@@ -275,7 +276,7 @@ def ask_trust(what: str) -> Trust:
     Args:
         what: a clause that says what it is.
     """
-    click.echo(
+    say(
         tr(
             "{what}: a machine that goes on here with all that runs in it, in a sandbox"
             " (docs/security.md)",
@@ -285,7 +286,7 @@ def ask_trust(what: str) -> Trust:
     )
     choice = click.Choice(get_args(Trust))
     answer: Trust = click.prompt(
-        tr("Trust its key, and go on?"), type=choice, default="no", err=True
+        translated(tr("Trust its key, and go on?")), type=choice, default="no", err=True
     )
     return answer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from p2pcloop.text import printable
 from p2pcloop.units import format_size
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr
 
 
 def describe_waiting(fields: dict[str, Any]) -> str:
@@ -21,7 +21,7 @@ def describe_waiting(fields: dict[str, Any]) -> str:
 
 def describe_cause(fields: dict[str, Any]) -> str:
     """Text of a `waiting` event that stays true: without how long no data came."""
-    return f"{_cause(fields)}; {_tried(fields)}"
+    return joined("; ", (_cause(fields), _tried(fields)))
 
 
 def _cause(fields: dict[str, Any]) -> str:
@@ -32,7 +32,7 @@ def _cause(fields: dict[str, Any]) -> str:
 
 def _tried(fields: dict[str, Any]) -> str:
     tried = printable(", ".join(map(str, fields["tried"])))
-    return f"tried: {tried}" if tried else tr("no peer is known")
+    return tr("tried: {tried}", tried=tried) if tried else tr("no peer is known")
 
 
 def describe_slow(fields: dict[str, Any], length: int) -> str:

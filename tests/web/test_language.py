@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import trio
 
 from p2pcloop.catalogue import Catalogue
+from p2pcloop.client.picture import Pictures
+from p2pcloop.errors import NotHereError
 from p2pcloop.picture.panels import Mark, Panel
 from p2pcloop.store.home import Home
 from p2pcloop.words import tr
 from p2pcloopd.web import jobs, words
 from p2pcloopd.web.jobs import Jobs
+from p2pcloopd.web.site import Site
 from p2pcloopd.web.words import RESOURCES, language_of, page_in, said, script_texts
 from tests.support.waiting import BOUND
 
@@ -82,6 +87,30 @@ def test_a_chunk_map_is_told_in_the_language() -> None:
     assert panel.told == "Who sent it: published here, 1 MB."
     assert said(panel.told, "ja") == "送り手: ここで公開したもの, 1 MB."
     assert said(panel.told, "en") == panel.told
+
+
+async def test_a_command_that_cannot_be_run_says_so_in_the_language_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with trio.fail_after(BOUND):
+        async with trio.open_nursery() as nursery:
+            job = Jobs(Home(tmp_path), nursery).start({"do": "pin", "ref": "x"}, "ja")
+    assert job.said == "コマンドを実行できません: No such file or directory"
+
+
+def test_why_there_is_no_chunk_map_is_told_in_the_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> NoReturn:
+        raise NotHereError(
+            tr("{name} is not here", name="x"), hint="give REF; `p2pcloop images` lists them"
+        )
+
+    monkeypatch.setattr(Pictures, "picture", missing)
+    nothing: Any = None
+    told = Site(Home(tmp_path), nothing, nothing)._map("x", "ja")["why"]
+    assert told == "x はここにありません: REF を指定してください。`p2pcloop images` で一覧できます"
 
 
 @pytest.mark.parametrize("locale", ["C.UTF-8", "ja_JP.UTF-8"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.words import tr
+from p2pcloop.words import tr, translated
 
 
 class CommandBehindDashes(click.Command):
@@ -23,4 +23,4 @@ class CommandBehindDashes(click.Command):
                 format_message=err.format_message(),
                 first=first,
             )
-            raise click.UsageError(told, ctx) from err
+            raise click.UsageError(translated(told), ctx) from err

@@ -110,7 +110,7 @@ def command(
         nbd_tls=tls,
     )
     where = " and ".join(str(place) for place in (vhost_user, nbd) if place)
-    changes = "read-only" if overlay is None else tr("writes go to {overlay}", overlay=overlay)
+    changes = tr("read-only") if overlay is None else tr("writes go to {overlay}", overlay=overlay)
     ready = partial(
         notify, tr("serving at {where}, {changes}; Ctrl-C ends it", where=where, changes=changes)
     )

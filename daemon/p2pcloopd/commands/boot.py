@@ -15,12 +15,12 @@ import click
 
 from p2pcloop.cli.options import REF
 from p2pcloop.cli.output import check_writable
-from p2pcloop.client.terminal import notify, say
+from p2pcloop.client.terminal import notify
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
-from p2pcloop.words import tr
+from p2pcloop.words import joined, tr
 from p2pcloopd.commands.display_options import DisplayOptions, display_options
 from p2pcloopd.commands.guest_command import run_guest_command
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
@@ -166,7 +166,7 @@ def command(
         )
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for most boots
 
-    say(in_background(boot.run))
+    click.echo(in_background(boot.run))
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,4 +300,4 @@ def _changes(ref: str, overlay: Path | None) -> str:
     ]
     if info.name:
         lines.append(tr("  pass it on:    p2pcloop publish {file} --name LABEL", file=file))
-    return "\n".join(lines)
+    return joined("\n", lines)

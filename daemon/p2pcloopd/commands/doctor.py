@@ -242,7 +242,7 @@ def _node(home: Home) -> str:
         return tr("does not run; commands start it when they need it")
     with client:
         node = client.call("status")
-    where = ", ".join(node["listen"]) or "nowhere"
+    where = ", ".join(node["listen"]) or tr("nowhere")
     return tr("process {pid}; peers reach it at {where}", pid=client.pid, where=where)
 
 

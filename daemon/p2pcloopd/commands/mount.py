@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from p2pcloop import words
 from p2pcloop.cli.options import DirectoryPath, home_option
 from p2pcloop.client.daemon import ensure_daemon, open_log
 from p2pcloop.client.terminal import log_to_stderr, notify
@@ -85,6 +86,7 @@ def _serve(spec: MountSpec, started: Callable[[str], None]) -> int:
     def ready() -> None:
         with open_log(spec.home.mount_log) as log:
             os.dup2(log, 2)
+        words.use({})  # logs are English
         started(str(spec.path))
 
     run(partial(serve_mount, spec, ready))

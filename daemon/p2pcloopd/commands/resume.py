@@ -23,7 +23,7 @@ from p2pcloop.cli.options import GUEST
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.refs import resolve_ref, typed_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import log_to_stderr, notify, say, warn
+from p2pcloop.client.terminal import log_to_stderr, notify, warn
 from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.loading import loading
@@ -108,7 +108,7 @@ def command(
         raise click.exceptions.Exit(guest.run(None))
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for all
 
-    say(in_background(guest.run))
+    click.echo(in_background(guest.run))
 
 
 @dataclass(frozen=True, slots=True)

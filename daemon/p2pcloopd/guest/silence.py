@@ -80,7 +80,7 @@ class Silence:
             if waiting is None and self._resumed:
                 continue
             if waiting is None:
-                return Silent(f"{silent}; {self._program()}", waits=False)
+                return Silent(silent + "; " + self._program(), waits=False)
             if waiting.since != self._told:
                 self._told = waiting.since
                 since = time.time() - waiting.since

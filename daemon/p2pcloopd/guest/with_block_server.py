@@ -15,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from p2pcloop import words
 from p2pcloop.client.progress import without_waits
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.frozen import dataclass
@@ -133,6 +134,7 @@ def boot_reachable(
         if in_background is not None:
             # Before the block server is forked: its messages belong there, too.
             os.dup2(log.fd, sys.stderr.fileno())
+            words.use({})  # logs are English
 
         def on_start() -> None:
             if keep:

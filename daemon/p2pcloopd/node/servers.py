@@ -221,7 +221,7 @@ class LayerServers:
                     max_whole=format_size(MAX_WHOLE),
                 )
             if error:
-                told.append(f"{mirror.base} ({error})")
+                told.append(f"{mirror.base} (" + error + ")")
         return told or [
             tr("{base} (asked, and not all has come)", base=mirror.base) for mirror in self.servers
         ]

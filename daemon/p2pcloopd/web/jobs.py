@@ -24,6 +24,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.text import printable
 from p2pcloop.words import tr
 from p2pcloopd.tasks import Pulse
+from p2pcloopd.web.words import said
 
 MAX_RUNNING = 16
 MAX_KEPT = 20
@@ -120,7 +121,7 @@ class Jobs:
             await self._run_command(job, typed)
         except OSError as err:
             job.said, job.code = (
-                tr("the command cannot be run: {why}", why=err.strerror),
+                said(tr("the command cannot be run: {why}", why=err.strerror), job.language),
                 StorageError.exit_code,
             )
         self.changed.notify()

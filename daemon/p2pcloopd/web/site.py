@@ -17,7 +17,7 @@ from p2pcloop.picture.svg import STYLE
 from p2pcloop.store.guests import find_guest
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
-from p2pcloop.words import joined, tr
+from p2pcloop.words import as_text, joined, tr
 from p2pcloopd.web.console import follow_console, type_at
 from p2pcloopd.web.http import Answer, Asked
 from p2pcloopd.web.images import image_facts
@@ -90,7 +90,8 @@ class Site:
         try:
             found = self._pictures.picture(name, fetch=False).chunk_map
         except NotHereError as err:
-            return {"why": said(joined(": ", filter(None, [err.message, err.hint])), language)}
+            told = map(as_text, filter(None, (err.message, err.hint)))
+            return {"why": said(joined(": ", told), language)}
         panels = draw_panels(found)
         return {
             "width": WIDTH,

@@ -42,7 +42,7 @@ class PeerTried:
     error: str | None
 
     def __str__(self) -> str:
-        state = "connected" if self.connected else self.error or tr("no answer yet")
+        state = "connected" if self.connected else self.error or "no answer yet"
         return f"{self.address} ({state})"
 
 
