@@ -87,8 +87,13 @@ def joined(between: str, texts: Iterable[str]) -> str:
 
 def _kept(value: object) -> object:
     """A value as a text keeps it: of an error, its message."""
-    message = getattr(value, "message", None) if isinstance(value, Exception) else None
-    return as_text(message) if isinstance(message, str) else value
+    if not isinstance(value, Exception):
+        return value
+    message = getattr(value, "message", None)
+    if isinstance(message, str):
+        return as_text(message)
+    # Of Python's own errors, what was marked: `str` makes plain English of it.
+    return value.args[0] if len(value.args) == 1 and isinstance(value.args[0], Text) else value
 
 
 def mapped(text: Text, change: Callable[[str], str]) -> Text:

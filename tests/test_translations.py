@@ -59,6 +59,21 @@ def test_texts_with_values_are_marked() -> None:
     assert unmarked == []
 
 
+def test_an_error_told_by_another_one_stays_a_text() -> None:
+    """`str` makes plain English of it; its `message` does not."""
+    modules = trees()
+    errors = error_classes(modules)
+    lost = [
+        f"{path.relative_to(CHECKOUT)}:{part.lineno} {ast.unparse(part)}"
+        for path, tree in modules.items()
+        if not str(path.relative_to(CHECKOUT)).startswith(TO_MACHINES)
+        for _, value in positions(tree, errors)
+        for part in branches(value)
+        if isinstance(part, ast.Call) and getattr(part.func, "id", "") == "str"
+    ]
+    assert lost == []
+
+
 def marks(part: ast.expr) -> bool:
     """Texts that are put together by `+` stay texts."""
     return isinstance(part, ast.BinOp) and any(

@@ -60,6 +60,13 @@ def test_an_error_within_an_error_is_told_in_the_language_of_the_whole() -> None
     assert xx.say(text) == "f -> MAGUS ABEST"
 
 
+def test_an_error_of_python_within_an_error_is_told_too() -> None:
+    xx = spoken(entry("{path}: {err}", "{path} -> {err}"), entry("must be {n}", "SIT {n}"))
+    text = tr("{path}: {err}", path="f", err=ValueError(tr("must be {n}", n=1)))
+    assert text == "f: must be 1"
+    assert xx.say(text) == "f -> SIT 1"
+
+
 def test_texts_are_put_together() -> None:
     xx = spoken(entry("one", "UNUS"), entry("two", "DUO"))
     text = "(" + tr("one") + "; " + joined(", ", [tr("two"), "x{y}"]) + ")"

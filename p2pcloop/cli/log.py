@@ -111,7 +111,7 @@ def _walk(
                 before = history.get(current.manifest.previous)
                 check_previous(current.manifest, before.manifest)
             except P2pcloopError as err:
-                before, problem = None, str(err)
+                before, problem = None, err.message
         yield current, before, problem
         if before is None:
             return
@@ -147,7 +147,7 @@ def _facts(
                 "version": parent.manifest.version,
             }
         except P2pcloopError as err:
-            facts["parent"]["missing"] = str(err)
+            facts["parent"]["missing"] = err.message
     known = {layer.layer_id for base in bases for layer in base.manifest.layers}
     added = [layer for layer in manifest.layers if layer.layer_id not in known]
     return facts | {"added": sum(layer.pack_length for layer in added)}

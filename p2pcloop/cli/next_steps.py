@@ -46,7 +46,9 @@ def _look(home: Home) -> tuple[str, list[Step]]:
     except P2pcloopError as err:
         # What is wrong is for the command that needs it; here it must not hide what to type.
         return tr(
-            "{root} cannot be read: {err}", root=printable(str(home.root)), err=printable(str(err))
+            "{root} cannot be read: {err}",
+            root=printable(str(home.root)),
+            err=printable(err.message),
         ), _FIRST
     if not names and not guests:
         return tr("No image is known in {root} yet.", root=printable(str(home.root))), _FIRST

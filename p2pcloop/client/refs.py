@@ -325,7 +325,7 @@ def words_of_the_user(hint: str | None = None) -> Iterator[None]:
     try:
         yield
     except FormatError as err:
-        raise UsageError(str(err), hint=err.hint or hint) from err
+        raise UsageError(err.message, hint=err.hint or hint) from err
 
 
 _told: set[str] = set()

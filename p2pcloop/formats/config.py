@@ -227,7 +227,9 @@ def _read_table(
         try:
             settings[key] = keys[key](value)
         except ValueError as err:
-            raise _BadValueError(f"`{prefix}{key}` {err}") from err
+            raise _BadValueError(
+                tr("`{prefix}{key}` {err}", prefix=prefix, key=key, err=err)
+            ) from err
     return kind(**settings)
 
 

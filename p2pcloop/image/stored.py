@@ -104,7 +104,7 @@ class StoredImage:
         try:
             check_headers(wanted)
         except UsageError as err:
-            raise _too_large(str(err)) from err
+            raise _too_large(err.message) from err
         _all_at_once(self._load_header, wanted)
         runs = sum(self._headers[ref.layer_id].run_count for ref in self._manifest.layers)
         if runs > MAX_RUNS:

@@ -133,4 +133,4 @@ def _unserved(home: Home, layer: LayerRef) -> Iterator[str]:
         try:
             hold_served(directory, str(path.relative_to(directory / "data")))
         except (MismatchError, StorageError) as err:
-            yield str(err)
+            yield err.message

@@ -106,7 +106,7 @@ def read_trusted(text: str) -> bytes:
         return parse_key(key)
     except FormatError as err:
         raise FormatError(
-            str(err),
+            err.message,
             hint="give all of it, as @<key> of 52 characters: others can make a key that begins"
             " like this one",
         ) from err

@@ -126,7 +126,7 @@ class Saver:
             return
         if trio.current_time() - self._error_at < self._tuning.disk_retry:
             raise StorageError(
-                str(self._error), errno=self._error.errno or errno.EIO, hint=self._error.hint
+                self._error.message, errno=self._error.errno or errno.EIO, hint=self._error.hint
             )
         async with self.lock:
             if self._error is not None:

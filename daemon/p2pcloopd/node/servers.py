@@ -120,7 +120,7 @@ class LayerServers:
             except NotHereError as err:
                 error = error if isinstance(error, UnreachableError) else err
             except P2pcloopError as err:
-                error = UnreachableError(str(err), hint=err.hint)
+                error = UnreachableError(err.message, hint=err.hint)
         raise error
 
     async def get_first(self, offset: int, length: int) -> Came | None:

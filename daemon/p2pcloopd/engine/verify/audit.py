@@ -93,7 +93,7 @@ class Audit:
                 )
         except CorruptError as err:
             self.suspect(stored.layout.pieces_of(offset, length))
-            raise NotHereError(str(err)) from err
+            raise NotHereError(err.message) from err
         assert data is not None, "only a read that must not wait gives nothing"
         return data
 
