@@ -18,21 +18,20 @@ from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.file_tree import (
-    MAX_LINK,
+    AGAIN,
     Entry,
     Inode,
     Part,
     Prepare,
     Read,
     Run,
+    check_directory,
+    check_link,
     content,
     places,
     prepare_nothing,
 )
 from p2pcloop.words import tr
-
-MAX_DIRECTORY = 16 << 20
-"""Bytes of a directory that is read: half a million files with names of 24 bytes."""
 
 _PART = 64 << 10
 """Bytes of a directory that are read in one call: the largest block; 5,400 entries at most."""
@@ -85,8 +84,6 @@ _KINDS = (
 
 _FAST_LINK = 60
 
-_AGAIN = "ask the publisher whether the image is whole"
-
 
 @dataclass(frozen=True, slots=True)
 class Ext4Inode(Inode):
@@ -124,7 +121,7 @@ class Ext4:
         self._size = size
         data = read(_SUPERBLOCK, 1024)
         if len(data) < 1024 or struct.unpack_from("<H", data, 56)[0] != _MAGIC:
-            raise FormatError("it has no superblock of ext4", hint=_AGAIN)
+            raise FormatError("it has no superblock of ext4", hint=AGAIN)
         (abilities,) = struct.unpack_from("<I", data, 96)
         _check_abilities(abilities)
         self._kinds = _KINDS if abilities & _FILE_TYPES else ()
@@ -143,7 +140,7 @@ class Ext4:
             or not 128 <= self._inode_size <= 1024 << shift
             or not (64 if wide else 32) <= self._descriptor_size <= 1024
         ):
-            raise FormatError("the superblock of its ext4 has impossible values", hint=_AGAIN)
+            raise FormatError("the superblock of its ext4 has impossible values", hint=AGAIN)
         self._block = 1024 << shift
         self._descriptors = (first_block + 1) * self._block
 
@@ -154,7 +151,7 @@ class Ext4:
             FormatError: there is none of this number.
         """
         if not 1 <= number <= self._inodes:
-            raise FormatError(tr("there is no inode {number}", number=number), hint=_AGAIN)
+            raise FormatError(tr("there is no inode {number}", number=number), hint=AGAIN)
         group, index = divmod(number - 1, self._inodes_per_group)
         at = self._descriptors + group * self._descriptor_size
         descriptor = self._take(at, self._descriptor_size)
@@ -178,14 +175,7 @@ class Ext4:
         Raises:
             FormatError: it is no directory, too large, or damaged.
         """
-        if not stat.S_ISDIR(folder.mode):
-            raise FormatError(
-                tr("inode {number} is no directory", number=folder.number), hint=_AGAIN
-            )
-        if folder.size > MAX_DIRECTORY:
-            raise FormatError(
-                tr("a directory is longer than {max_directory} bytes", max_directory=MAX_DIRECTORY)
-            )
+        check_directory(folder)
         if start % _PREPARED == 0:
             runs = self.runs(folder, start, _PREPARED)
             self._prepare(places(runs))
@@ -202,10 +192,7 @@ class Ext4:
         Raises:
             FormatError: it is no link, or its target is too long.
         """
-        if not stat.S_ISLNK(link.mode) or not 0 < link.size < MAX_LINK:
-            raise FormatError(
-                tr("inode {number} is no symbolic link", number=link.number), hint=_AGAIN
-            )
+        check_link(link)
         if link.size < _FAST_LINK and not link.flags & _HAS_EXTENTS:
             return link.place[: link.size]
         return content(self.runs(link, 0, link.size), self._take, self._prepare)
@@ -223,7 +210,7 @@ class Ext4:
             size = min(blocks * self._block - within, end - offset)
             at = None if place is None else place * self._block + within
             if at is not None and at + size > self._size:
-                raise FormatError("a file lies beyond the end of the device", hint=_AGAIN)
+                raise FormatError("a file lies beyond the end of the device", hint=AGAIN)
             yield size, at
             offset += size
 
@@ -245,7 +232,7 @@ class Ext4:
             magic, count, _, levels, _ = _EXTENT_HEADER.unpack_from(node)
             if magic != _EXTENT_MAGIC or levels > depth or count * 12 + 12 > len(node):
                 raise FormatError(
-                    tr("the extents of inode {number} are damaged", number=file.number), hint=_AGAIN
+                    tr("the extents of inode {number} are damaged", number=file.number), hint=AGAIN
                 )
             items = memoryview(node)[12 : 12 + count * 12]
             if not levels:
@@ -260,7 +247,7 @@ class Ext4:
                 return None, end - block
             node = self._take(child * self._block, self._block)
         raise FormatError(
-            tr("the extents of inode {number} are too deep", number=file.number), hint=_AGAIN
+            tr("the extents of inode {number} are too deep", number=file.number), hint=AGAIN
         )
 
     def _pointers(self, file: Ext4Inode, block: int, most: int) -> Sequence[int]:
@@ -278,7 +265,7 @@ class Ext4:
             block -= each**level
         else:
             raise FormatError(
-                tr("inode {number} is too long for its map", number=file.number), hint=_AGAIN
+                tr("inode {number} is too long for its map", number=file.number), hint=AGAIN
             )
         (place,) = struct.unpack_from("<I", file.place, 4 * (_DIRECT + level - 1))
         while place and level > 1:
@@ -296,7 +283,7 @@ class Ext4:
 
     def _take(self, offset: int, length: int) -> bytes:
         if offset + length > self._size:
-            raise FormatError("its ext4 names places beyond the device's end", hint=_AGAIN)
+            raise FormatError("its ext4 names places beyond the device's end", hint=AGAIN)
         return self._read(offset, length)
 
 
@@ -321,12 +308,12 @@ def _entries(block: bytes, kinds: Sequence[int]) -> Iterator[Entry]:
         number, length, name_length, kind = _DIRECTORY_ENTRY.unpack_from(block, at)
         size = len(block) if length in (0, 0xFFFF) and len(block) == 1 << 16 else length
         if size < _DIRECTORY_ENTRY.size or size % 4 or at + size > len(block):
-            raise FormatError("a directory is damaged", hint=_AGAIN)
+            raise FormatError("a directory is damaged", hint=AGAIN)
         name = block[at + _DIRECTORY_ENTRY.size :][:name_length]
         # Parts of its index, and checksums, are entries without an inode.
         if number and name not in (b".", b".."):
             if not name or name_length > size - _DIRECTORY_ENTRY.size or {0, 0x2F} & set(name):
-                raise FormatError("a directory has an impossible name", hint=_AGAIN)
+                raise FormatError("a directory has an impossible name", hint=AGAIN)
             yield Entry(name, number, kinds[kind] if kind < len(kinds) else 0)
         at += size
 

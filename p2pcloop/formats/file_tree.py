@@ -8,9 +8,13 @@ directory is read in parts, so that a long one stops no other reader of the call
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
+
+from p2pcloop.errors import FormatError
+from p2pcloop.words import tr
 
 MAX_LINK = 4096
 """Bytes of a symbolic link's target, as of PATH_MAX."""
@@ -20,6 +24,12 @@ MAX_NAME = 255
 
 MAX_ENTRIES = 1 << 20
 """Names in a directory."""
+
+MAX_DIRECTORY = 16 << 20
+"""Bytes of a directory."""
+
+AGAIN = tr("ask the publisher whether the image is whole")
+"""The hint where an image is damaged."""
 
 Read = Callable[[int, int], bytes]
 """Returns bytes of the device: offset, length. It may raise what the caller catches."""
@@ -48,6 +58,30 @@ class Inode:
     mode: int
     size: int
     changed: int
+
+
+def check_directory(inode: Inode) -> None:
+    """Refuse what is no directory, or too large a one.
+
+    Raises:
+        FormatError: it is so.
+    """
+    if not stat.S_ISDIR(inode.mode):
+        raise FormatError(tr("inode {number} is no directory", number=inode.number), hint=AGAIN)
+    if inode.size > MAX_DIRECTORY:
+        raise FormatError(
+            tr("a directory is longer than {max_directory} bytes", max_directory=MAX_DIRECTORY)
+        )
+
+
+def check_link(inode: Inode) -> None:
+    """Refuse what is no symbolic link, or has too long a target.
+
+    Raises:
+        FormatError: it is so.
+    """
+    if not stat.S_ISLNK(inode.mode) or not 0 < inode.size < MAX_LINK:
+        raise FormatError(tr("inode {number} is no symbolic link", number=inode.number), hint=AGAIN)
 
 
 class Entry(NamedTuple):

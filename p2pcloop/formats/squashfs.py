@@ -27,7 +27,7 @@ from typing import NamedTuple, TypeVar
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.codec import decode_lz4_up_to, decode_xz_up_to, decode_zstd_up_to
 from p2pcloop.formats.file_tree import (
-    MAX_LINK,
+    AGAIN,
     MAX_NAME,
     Entry,
     Inode,
@@ -35,14 +35,13 @@ from p2pcloop.formats.file_tree import (
     Prepare,
     Read,
     Run,
+    check_directory,
+    check_link,
     prepare_nothing,
 )
 from p2pcloop.formats.lzo import decode_lzo_up_to
 from p2pcloop.formats.zlib_stream import decode_block_up_to
 from p2pcloop.words import tr
-
-MAX_DIRECTORY = 16 << 20
-"""Bytes of a directory that is read: as of ext4.py."""
 
 MAX_BLOCKS = 1 << 18
 """Blocks of a file that is read: 32 GiB with mksquashfs's own size of blocks. A read near the end
@@ -94,7 +93,6 @@ _MOST_ENTRIES = 256
 _DOTS = 3
 """Bytes by which a directory claims to be longer: for `.` and `..`, which are not stored."""
 
-_AGAIN = "ask the publisher whether the image is whole"
 _MOUNT = "mount disk.img"
 
 Key = TypeVar("Key")
@@ -164,7 +162,7 @@ class Squashfs:
         self._size = size
         data = read(0, _SUPERBLOCK.size) if size >= _SUPERBLOCK.size else b""
         if data[:4] != _MAGIC:
-            raise FormatError(tr("it has no superblock of squashfs"), hint=_AGAIN)
+            raise FormatError(tr("it has no superblock of squashfs"), hint=AGAIN)
         fields = _SUPERBLOCK.unpack(data)
         self._block, self._fragment_count, compression, shift = fields[3:7]
         version, (root, _used) = fields[9:11], fields[11:13]
@@ -184,7 +182,7 @@ class Squashfs:
             raise FormatError(told, hint=_MOUNT)
         if not 12 <= shift <= 20 or self._block != 1 << shift:
             raise FormatError(
-                tr("the superblock of its squashfs has impossible values"), hint=_AGAIN
+                tr("the superblock of its squashfs has impossible values"), hint=AGAIN
             )
         self._decode = DECODERS[compression]
         self.root = root + 1
@@ -200,7 +198,7 @@ class Squashfs:
             FormatError: there is none of this number.
         """
         if number < 1:
-            raise FormatError(tr("there is no inode {number}", number=number), hint=_AGAIN)
+            raise FormatError(tr("there is no inode {number}", number=number), hint=AGAIN)
         at = _Place(*divmod(number - 1, 1 << 16))
         head, at = self._take(self._inodes, at, _INODE.size)
         kind, mode, _, _, changed, _ = _INODE.unpack(head)
@@ -214,7 +212,7 @@ class Squashfs:
                 fields, at = self._take(self._inodes, at, _LINK.size)
                 return SquashInode(number, mode, _LINK.unpack(fields)[1], changed, at)
             case 0:
-                raise FormatError(tr("there is no inode {number}", number=number), hint=_AGAIN)
+                raise FormatError(tr("there is no inode {number}", number=number), hint=AGAIN)
         return SquashInode(number, mode, 0, changed, at)
 
     def entries(self, folder: SquashInode, start: int = 0) -> Part:
@@ -223,28 +221,21 @@ class Squashfs:
         Raises:
             FormatError: it is no directory, too large, or damaged.
         """
-        if not stat.S_ISDIR(folder.mode):
-            raise FormatError(
-                tr("inode {number} is no directory", number=folder.number), hint=_AGAIN
-            )
-        if folder.size > MAX_DIRECTORY:
-            raise FormatError(
-                tr("a directory is longer than {max_directory} bytes", max_directory=MAX_DIRECTORY)
-            )
+        check_directory(folder)
         done, at = _resumed(start) if start else (0, folder.place)
         if done + _DOTS >= folder.size:
             return [], None
         head, at = self._take(self._folders, at, _HEADER.size)
         count, block, _ = _HEADER.unpack(head)
         if count >= _MOST_ENTRIES:
-            raise FormatError(tr("a directory of the squashfs is damaged"), hint=_AGAIN)
+            raise FormatError(tr("a directory of the squashfs is damaged"), hint=AGAIN)
         done += _HEADER.size
         found: list[Entry] = []
         for _ in range(count + 1):
             head, at = self._take(self._folders, at, _ENTRY.size)
             offset, _, kind, length = _ENTRY.unpack(head)
             if length + 1 > MAX_NAME or not 1 <= kind <= 7:
-                raise FormatError(tr("a directory of the squashfs is damaged"), hint=_AGAIN)
+                raise FormatError(tr("a directory of the squashfs is damaged"), hint=AGAIN)
             name, at = self._take(self._folders, at, length + 1)
             done += _ENTRY.size + length + 1
             if b"/" not in name and b"\0" not in name and name not in (b".", b".."):
@@ -257,10 +248,7 @@ class Squashfs:
         Raises:
             FormatError: it is no link, or its target is too long.
         """
-        if not stat.S_ISLNK(link.mode) or not 0 < link.size < MAX_LINK:
-            raise FormatError(
-                tr("inode {number} is no symbolic link", number=link.number), hint=_AGAIN
-            )
+        check_link(link)
         return self._take(self._inodes, link.place, link.size)[0]
 
     def runs(self, file: SquashInode, offset: int, length: int) -> Iterator[Run]:
@@ -288,12 +276,12 @@ class Squashfs:
         if stored.plain:
             if stop > stored.length:
                 raise FormatError(
-                    tr("a file of the squashfs is longer than its blocks"), hint=_AGAIN
+                    tr("a file of the squashfs is longer than its blocks"), hint=AGAIN
                 )
             return stop - start, stored.place + start
         content = self._content(stored)
         if stop > len(content):
-            raise FormatError(tr("a file of the squashfs is longer than its blocks"), hint=_AGAIN)
+            raise FormatError(tr("a file of the squashfs is longer than its blocks"), hint=AGAIN)
         return stop - start, memoryview(content)[start:stop]
 
     def _folder(
@@ -362,7 +350,7 @@ class Squashfs:
 
     def _stored_fragment(self, number: int) -> _Stored:
         if number >= self._fragment_count or self._fragments >= _ABSENT:
-            raise FormatError(tr("a file of the squashfs names no fragment"), hint=_AGAIN)
+            raise FormatError(tr("a file of the squashfs names no fragment"), hint=AGAIN)
         block, index = divmod(number, _PER_BLOCK)
         (table,) = struct.unpack("<Q", self._bytes(self._fragments + 8 * block, 8))
         data, _ = self._take(table, _Place(0, index * _FRAGMENT.size), _FRAGMENT.size)
@@ -373,7 +361,7 @@ class Squashfs:
         """A block, from what the file system tells as its size."""
         length = size & ~_PLAIN_BLOCK
         if length > self._block or place + length > self._size:
-            raise FormatError(tr("a file of the squashfs is damaged"), hint=_AGAIN)
+            raise FormatError(tr("a file of the squashfs is damaged"), hint=AGAIN)
         return _Stored(place, length, bool(size & _PLAIN_BLOCK))
 
     def _content(self, stored: _Stored) -> bytes:
@@ -393,7 +381,7 @@ class Squashfs:
             if offset >= len(content):
                 # Only a table's last block may be short: so a few bytes lie in few blocks.
                 if offset > len(content) or len(content) < _METADATA:
-                    raise FormatError(tr("its squashfs names no place in metadata"), hint=_AGAIN)
+                    raise FormatError(tr("its squashfs names no place in metadata"), hint=AGAIN)
                 block, offset = following - table, 0
                 continue
             part = content[offset : offset + length - len(found)]
@@ -409,14 +397,14 @@ class Squashfs:
         (header,) = struct.unpack("<H", self._bytes(place, 2))
         length = header & ~_PLAIN_METADATA or _PLAIN_METADATA
         if length > _METADATA:
-            raise FormatError(tr("a metadata block of the squashfs is damaged"), hint=_AGAIN)
+            raise FormatError(tr("a metadata block of the squashfs is damaged"), hint=AGAIN)
         stored = self._bytes(place + 2, length)
         content = stored if header & _PLAIN_METADATA else self._decode(stored, _METADATA)
         return _keep(self._metadata, place, (content, place + 2 + length), _KEPT_METADATA)
 
     def _bytes(self, offset: int, length: int) -> bytes:
         if offset + length > self._size:
-            raise FormatError(tr("its squashfs names places beyond the device's end"), hint=_AGAIN)
+            raise FormatError(tr("its squashfs names places beyond the device's end"), hint=AGAIN)
         return self._read(offset, length)
 
 
