@@ -1,7 +1,7 @@
 """Texts that users read, in their language: English inside, translated where they are shown.
 
 A text is written in English where it is made. `tr` returns that very English text, which also keeps
-its template and its values, so that the place that shows it to somebody (a terminal, a page) can
+its template and its values, so that the place that shows it to a user (a terminal, a page) can
 say it in another language: `translated`. So logs, JSON, files and what programs send to each other
 are English whatever the language. English users pay for no catalogue (docs/translating.md).
 """

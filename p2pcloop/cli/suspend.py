@@ -160,7 +160,7 @@ def _rehearsed(
         if state is None or state.signed.manifest.private:
             return {}
         if state.signed.manifest.version != made["version"]:
-            return {}  # somebody has published another one meanwhile
+            return {}  # another one was published meanwhile
         if not quiet:
             notify("it goes on here for some seconds, to see what it needs first")
         try:

@@ -63,7 +63,7 @@ def is_quiet() -> bool:
 
 
 def prints_json() -> bool:
-    """Whether the command prints JSON: a program reads it, and nobody follows its progress."""
+    """Whether the command prints JSON: a program reads it, and no user follows its progress."""
     return bool(chosen(JSON, False))
 
 

@@ -1,6 +1,6 @@
 """Rehearsing the resume of a state: it goes on here once, and what it touches first is recorded.
 
-Nobody knows before which of a guest's pages it needs to answer: a few of a hundred. Without a
+It is not known before which of a guest's pages it needs to answer: a few of a hundred. Without a
 profile, who resumes the state elsewhere first would fetch them one by one, a round trip each. So
 the publisher does it first, on this machine, where all of them are. The guest of the rehearsal has
 no network, its changes are dropped, and it ends after some seconds.

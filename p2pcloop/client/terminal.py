@@ -271,7 +271,7 @@ Trust = Literal["yes", "no", "always"]
 
 
 def ask_trust(what: str) -> Trust:
-    """Ask at the terminal whether somebody else's machine may go on here.
+    """Ask at the terminal whether another user's machine may go on here.
 
     Args:
         what: a clause that says what it is.

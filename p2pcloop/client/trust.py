@@ -1,4 +1,4 @@
-"""Whether somebody else's state may run here: the user is asked, unless it is known."""
+"""Whether another user's state may run here: the user is asked, unless it is known."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Remains:
 
     @classmethod
     def create(cls, folder: Path) -> Self:
-        """Make both files, which nobody uses yet.
+        """Make both files, which no program uses yet.
 
         Args:
             folder: on the disk that they may use.

@@ -1,6 +1,6 @@
 """Keys of others whose states may run here: `trusted-keys` in the home, text, one `@<key>` a line.
 
-A state is a machine of somebody else that goes on here, with all that ran in it. A user says once
+A state is a machine of another user that goes on here, with all that ran in it. A user says once
 for each key that this may be. Our own keys need no line. Commands write the file, not p2pcloopd.
 """
 

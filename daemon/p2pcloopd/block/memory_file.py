@@ -2,7 +2,7 @@
 
 It is mounted, opened and unmounted at once, before the guest's machine starts: that gets the open
 file, and opens it anew as /proc/self/fd/N. So no path leads there, and no mount is left behind by
-whoever is killed: the kernel ends the file system when the last descriptor of /dev/fuse is closed.
+a process that is killed: the kernel ends the file system when the last descriptor of /dev/fuse is closed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MemoryFile:
         size: bytes.
         device: of /dev/fuse. The file lives while a process has it open.
         requests: of the table of requests (memory_requests.py).
-        file: of the open file, for the guest's machine. Whoever serves the file must not read it,
+        file: of the open file, for the guest's machine. The server of the file must not read it,
             nor have it mapped: a process that waits for its own answer cannot be killed.
     """
 
@@ -54,7 +54,7 @@ def open_memory_file(folder: Path, size: int, *, everyone: bool) -> Iterator[Mem
     No other thread may fork meanwhile, nor does this take long.
 
     Args:
-        folder: that nobody else can enter; it has a file while this begins.
+        folder: that no other user can enter; it has a file while this begins.
         size: bytes, a multiple of 4096.
         everyone: other users may open it as well, as /proc/self/fd/N. (A machine that root starts
             runs as another user.)

@@ -38,13 +38,13 @@ def push_sockets() -> tuple[socket.socket, socket.socket]:
 
 
 def run_pusher(receiver: socket.socket, device: int) -> None:
-    """Push what comes, until nobody can send any more."""
+    """Push what comes, until no worker can send any more."""
     batch = memoryview(bytearray(_BATCH_SIZE))
     while end := receiver.recv_into(batch):
         start = 0
         while start < end:
             push = batch[start : start + fuse.length_of(batch[start:])]
-            with suppress(OSError):  # nobody has the file open any more, or the system lacks memory
+            with suppress(OSError):  # no program has the file open, or the system lacks memory
                 os.write(device, push)
             start += len(push)
 

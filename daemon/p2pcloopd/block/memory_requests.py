@@ -1,7 +1,7 @@
 """The requests of a memory file that are not answered yet, in memory that outlives a worker.
 
 The kernel forgets a request once it has been read from /dev/fuse: it waits for the answer, and
-asks nobody else. So a worker reads each request into a slot of a table that its successor has,
+asks no other worker. So a worker reads each request into a slot of a table that its successor has,
 too: there is no instant at which a request is neither the kernel's nor in the table. A slot is in
 use while its first word is not 0. In a request this is its length.
 """

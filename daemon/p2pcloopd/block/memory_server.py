@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class _EndedError(Exception):
-    """Nobody has the file open any more, or will."""
+    """No program has the file open any more, or will."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def run_successors(work: Callable[[int], NoReturn], is_wanted: Callable[[], bool
 
     Args:
         work: what a worker does, to its end; it is given how many there were before.
-        is_wanted: whether there is still somebody to work for.
+        is_wanted: whether there is still a guest to work for.
     """
     quick = 0
     for number in itertools.count():

@@ -93,7 +93,7 @@ def command(
 ) -> None:
     """Let a suspended guest go on: NAME, which was suspended here, or the state REF.
 
-    A state is a machine that somebody suspended. It goes on with all that ran in it, in QEMU, in a
+    A state is a machine that was suspended. It goes on with all that ran in it, in QEMU, in a
     sandbox, and without a network unless you give --net. A state of another user needs your trust:
     you are asked, or give --trust. What the guest writes is kept in a new overlay, or until its
     end; `suspend` it again to keep it as it is.

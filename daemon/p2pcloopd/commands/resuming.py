@@ -36,7 +36,7 @@ class Resuming:
         """What serves a guest's disk, as what serves its memory, too.
 
         Args:
-            folder: that nobody else can enter; it has a file while this begins.
+            folder: that no other user can enter; it has a file while this begins.
             stack: holds the file that the guest's machine gets.
 
         Raises:

@@ -1,7 +1,7 @@
 """What a node counts, for Prometheus (docs/metrics.md).
 
 No label holds the name of an image, a guest or a peer: a time series for each would grow for ever,
-and whoever looks at a dashboard need not know them.
+and users of a dashboard need not know them.
 """
 
 from __future__ import annotations

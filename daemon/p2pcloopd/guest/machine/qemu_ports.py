@@ -53,7 +53,7 @@ class _Plug:
         raw, sock: our end, and the same for trio; None before it is there.
         count: bytes that came.
         is_in: whether QEMU has it.
-        is_stray: whether it is one of before, which nobody has here.
+        is_stray: whether it is one of before, which no command has here.
         gone: cancelled when it is pulled out.
     """
 
