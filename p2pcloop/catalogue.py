@@ -8,15 +8,13 @@ that of the manual of GNU gettext, "The Format of PO Files"; `tools/translations
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from gettext import c2py
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
 from p2pcloop.frozen import dataclass
-from p2pcloop.words import Text
 
 FOLDER = Path(__file__).parent / "locale"
 
@@ -85,33 +83,13 @@ class Catalogue:
             elif all(entry.texts) and not entry.fuzzy:
                 self._texts[entry.id] = entry.texts
 
-    def say(self, text: str) -> str:
-        """Return a text in this language; in English as far as the catalogue lacks it."""
-        if not isinstance(text, Text):
-            return self._texts.get(text, (text,))[0]
-        texts = self._texts.get(text.template)
-        if not text.values:
-            return str(text) if texts is None else texts[0]
-        if text.number is None:
-            template = text.template if texts is None else texts[0]  # its values may have one
-        elif texts is None:
-            return str(text)
-        else:
-            template = texts[min(self._form(text.number), len(texts) - 1)]
-        fields = {name: self._field(value) for name, value in text.values.items()}
-        told = _filled(template, fields)
-        return str(text) if told is None else told
+    def find(self, template: str) -> tuple[str, ...] | None:
+        """The forms of a text in this language, or None if it lacks it."""
+        return self._texts.get(template)
 
-    def _field(self, value: object) -> object:
-        return self.say(value) if isinstance(value, Text) else value
-
-
-def _filled(template: str, values: dict[str, Any]) -> str | None:
-    """Fill in values; None if the template, which a person wrote, asks for something else."""
-    try:
-        return template.format(**values)
-    except (ValueError, LookupError, AttributeError, TypeError):
-        return None
+    def form(self, number: int, forms: Sequence[str]) -> str:
+        """The one of these forms that a number takes."""
+        return forms[min(self._form(number), len(forms) - 1)]
 
 
 def placeholders(template: str) -> list[tuple[str, str | None, str | None]]:

@@ -147,12 +147,35 @@ def translated(text: str) -> str:
 
     A text that was not marked is looked up as it stands: many are constants.
     """
-    return text if _current is None else _current.say(text)
+    return text if _current is None else said_in(_current, text)
 
 
 def translated_if_marked(text: str) -> str:
     """Return what may be a text or a name, to be shown at once: names stay."""
     return translated(text) if isinstance(text, Text) else text
+
+
+def said_in(catalogue: Catalogue, text: str) -> str:
+    """Return a text in the language of a catalogue; in English as far as it lacks it."""
+    if not isinstance(text, Text):
+        return (catalogue.find(text) or (text,))[0]
+    forms = catalogue.find(text.template)
+    if not text.values:
+        return str(text) if forms is None else forms[0]
+    if text.number is None:
+        template = text.template if forms is None else forms[0]  # its values may have one
+    elif forms is None:
+        return str(text)
+    else:
+        template = catalogue.form(text.number, forms)
+    fields = {
+        name: said_in(catalogue, value) if isinstance(value, Text) else value
+        for name, value in text.values.items()
+    }
+    try:
+        return template.format(**fields)
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return str(text)  # a person wrote the template, and it asks for something else
 
 
 Packed = list[Any]

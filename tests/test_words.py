@@ -13,7 +13,7 @@ from p2pcloop.cells import cells, clipped, padded, wrapped
 from p2pcloop.errors import FormatError
 from p2pcloop.protocol.control import ControlReceiver, Failure, encode
 from p2pcloop.text import printable
-from p2pcloop.words import Text, joined, packed, tr, tr_n, translated, unpacked, use
+from p2pcloop.words import Text, joined, packed, said_in, tr, tr_n, translated, unpacked, use
 
 HEAD = 'msgid ""\nmsgstr "Plural-Forms: nplurals=2; plural=n > 1;\\n"\n'
 
@@ -45,50 +45,53 @@ def test_a_catalogue_says_it_in_its_language() -> None:
         entry("a {b}", "A {b}"),
         entry("{count} layer", "{count} X", "{count} XX", plural="{count} layers"),
     )
-    assert xx.say(tr("cannot read {path}: {why}", path="f", why=tr("no space"))) == "PLENUM! f?"
-    assert xx.say("no space") == "PLENUM"
-    assert xx.say(tr("a {b}")) == "A {b}"
-    assert xx.say(tr_n("{count} layer", "{count} layers", 1)) == "1 X"
-    assert xx.say(tr_n("{count} layer", "{count} layers", 5)) == "5 XX"
-    assert xx.say("unknown") == "unknown"
+    assert (
+        said_in(xx, tr("cannot read {path}: {why}", path="f", why=tr("no space"))) == "PLENUM! f?"
+    )
+    assert said_in(xx, "no space") == "PLENUM"
+    assert said_in(xx, tr("a {b}")) == "A {b}"
+    assert said_in(xx, tr_n("{count} layer", "{count} layers", 1)) == "1 X"
+    assert said_in(xx, tr_n("{count} layer", "{count} layers", 5)) == "5 XX"
+    assert said_in(xx, "unknown") == "unknown"
 
 
 def test_an_error_within_an_error_is_told_in_the_language_of_the_whole() -> None:
     xx = spoken(entry("{path}: {err}", "{path} -> {err}"), entry("no magic", "MAGUS ABEST"))
     text = tr("{path}: {err}", path="f", err=FormatError("no magic"))
     assert text == "f: no magic"
-    assert xx.say(text) == "f -> MAGUS ABEST"
+    assert said_in(xx, text) == "f -> MAGUS ABEST"
 
 
 def test_an_error_of_python_within_an_error_is_told_too() -> None:
     xx = spoken(entry("{path}: {err}", "{path} -> {err}"), entry("must be {n}", "SIT {n}"))
     text = tr("{path}: {err}", path="f", err=ValueError(tr("must be {n}", n=1)))
     assert text == "f: must be 1"
-    assert xx.say(text) == "f -> SIT 1"
+    assert said_in(xx, text) == "f -> SIT 1"
 
 
 def test_texts_are_put_together() -> None:
     xx = spoken(entry("one", "UNUS"), entry("two", "DUO"))
     text = "(" + tr("one") + "; " + joined(", ", [tr("two"), "x{y}"]) + ")"
     assert text == "(one; two, x{y})"
-    assert xx.say(text) == "(UNUS; DUO, x{y})"
+    assert said_in(xx, text) == "(UNUS; DUO, x{y})"
 
 
 @pytest.mark.parametrize("told", ["{other}", "{path.secret}", "{path", "{path:d}"])
 def test_a_translation_with_other_placeholders_is_not_used(told: str) -> None:
-    assert spoken(entry("see {path}", told)).say(tr("see {path}", path="f")) == "see f"
+    catalogue = spoken(entry("see {path}", told))
+    assert said_in(catalogue, tr("see {path}", path="f")) == "see f"
 
 
 def test_entries_that_are_not_ready_are_not_used() -> None:
     xx = spoken("#, fuzzy\n" + entry("one", "UNUS"), entry("two", ""))
-    assert [xx.say("one"), xx.say("two")] == ["one", "two"]
+    assert [said_in(xx, "one"), said_in(xx, "two")] == ["one", "two"]
 
 
 def test_words_of_strangers_stay_printable() -> None:
     xx = spoken(entry("from {who}", "EX {who}"))
     text = printable(tr("from {who}", who="a\x1b[2J"))
     assert text == r"from a\x1b[2J"
-    assert xx.say(text) == r"EX a\x1b[2J"
+    assert said_in(xx, text) == r"EX a\x1b[2J"
 
 
 def test_an_error_of_p2pcloopd_is_told_in_the_language_of_its_client() -> None:
@@ -98,8 +101,8 @@ def test_an_error_of_p2pcloopd_is_told_in_the_language_of_its_client() -> None:
     assert isinstance(message, Failure)
     got = message.error
     assert (str(got), got.hint) == ("f: gone", "h")
-    assert xx.say(got.message) == "ABEST (f)"
-    assert xx.say(got.hint or "") == "H!"
+    assert said_in(xx, got.message) == "ABEST (f)"
+    assert said_in(xx, got.hint or "") == "H!"
 
 
 def test_what_is_no_text_of_another_program_is_plain_english() -> None:

@@ -1,8 +1,9 @@
 """The memory file of a resumed guest: a file system of FUSE that is one file, without a name.
 
 It is mounted, opened and unmounted at once, before the guest's machine starts: that gets the open
-file, and opens it anew as /proc/self/fd/N. So no path leads there, and no mount is left behind by
-a process that is killed: the kernel ends the file system when the last descriptor of /dev/fuse is closed.
+file, and opens it anew as /proc/self/fd/N. So no path leads there, and a process that is killed
+leaves no mount behind: the kernel ends the file system when the last descriptor of /dev/fuse is
+closed.
 """
 
 from __future__ import annotations

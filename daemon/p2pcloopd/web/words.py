@@ -15,6 +15,7 @@ from pathlib import Path
 
 from p2pcloop.catalogue import catalogue
 from p2pcloop.text import to_json
+from p2pcloop.words import said_in
 
 RESOURCES = Path(__file__).parent / "resources"
 
@@ -46,7 +47,7 @@ def language_of(accepted: str) -> str:
 def said(text: str, language: str) -> str:
     """A text in a language of `language_of`."""
     found = None if language == "en" else catalogue(language)
-    return text if found is None else found.say(text)
+    return text if found is None else said_in(found, text)
 
 
 def page_in(html: str, language: str) -> str:
