@@ -11,6 +11,7 @@ import codecs
 import re
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from uuid import UUID
 
 from p2pcloop.errors import FormatError, UsageError
@@ -242,6 +243,19 @@ def check_alone(kind: str, read: Read, size: int, name: str) -> None:
 _AGAIN = tr("fetch or copy it again")
 
 
+def cut_off(name: str | Path, end: int, size: int) -> FormatError:
+    """The error for a file of `size` bytes whose content ends at byte `end`, behind its own end."""
+    return FormatError(
+        tr(
+            "{name} is cut off: it says that it has {end} bytes, and {size} are here",
+            name=name,
+            end=end,
+            size=size,
+        ),
+        hint=_AGAIN,
+    )
+
+
 def _check_qcow2(read: Read, size: int, name: str) -> bool:
     """A backing file, or an external data file (incompatible feature 2)."""
     header = read(0, 80).ljust(80, b"\0")
@@ -255,15 +269,7 @@ def _check_qcow2(read: Read, size: int, name: str) -> bool:
     if backing or features & 1 << 2:
         return True
     if (end := _compressed_end(read, header, wide=bool(features & 1 << 4))) > size:
-        raise FormatError(
-            tr(
-                "{name} is cut off: it says that it has {end} bytes, and {size} are here",
-                name=name,
-                end=end,
-                size=size,
-            ),
-            hint=_AGAIN,
-        )
+        raise cut_off(name, end, size)
     return False
 
 
@@ -332,15 +338,7 @@ def _check_vdi(read: Read, size: int, name: str) -> bool:
     (data,) = struct.unpack_from("<I", header, 344)
     block, _, _, allocated = struct.unpack_from("<IIII", header, 376)
     if data + allocated * block > size:
-        raise FormatError(
-            tr(
-                "{name} is cut off: it says that it has {data} bytes, and {size} are here",
-                name=name,
-                data=data + allocated * block,
-                size=size,
-            ),
-            hint=_AGAIN,
-        )
+        raise cut_off(name, data + allocated * block, size)
     return kind not in (1, 2) or any(header[424:456])
 
 
@@ -381,15 +379,7 @@ def _check_vhdx(read: Read, size: int, name: str) -> bool:
             if entry & 7 == _VHDX_PRESENT:
                 end = max(end, (entry >> 20 << 20) + block)
     if end > size:
-        raise FormatError(
-            tr(
-                "{name} is cut off: it says that it has {end} bytes, and {size} are here",
-                name=name,
-                end=end,
-                size=size,
-            ),
-            hint=_AGAIN,
-        )
+        raise cut_off(name, end, size)
     return bool(flags & 2)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from p2pcloop.errors import FormatError, NeedsPackageError, StorageError, storage_error
-from p2pcloop.formats.containers import DISK_FORMATS, check_alone
+from p2pcloop.formats.containers import DISK_FORMATS, check_alone, cut_off
 from p2pcloop.making.build import Progress, check_image_size
 from p2pcloop.units import format_size
 from p2pcloop.words import tr
@@ -170,15 +170,7 @@ def _data_size(source: str, fd: int, size: int, name: Path) -> int:
                 tr("qemu-img cannot read {name}: {said}", name=name, said=said), hint=_AGAIN
             )
     if end > size:
-        raise FormatError(
-            tr(
-                "{name} is cut off: it says that it has {end} bytes, and {size} are here",
-                name=name,
-                end=end,
-                size=size,
-            ),
-            hint=_AGAIN,
-        )
+        raise cut_off(name, end, size)
     return data
 
 
