@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,12 +83,12 @@ def open_joined_root(
         GuestError: it could not be made.
     """
     facts = describe_root(start, str(target.name)) | _identify(target)
-    made = home.tmp / f"root-{secrets.token_hex(8)}"
-    facts |= {"overlay": None if overlay is None else str(overlay.absolute()), "made": str(made)}
     # A guest joins them, and this library knows no guests: p2pcloopd/guest/unseen/joined_root.py.
     command = [*module_command("p2pcloopd.guest.unseen.joined_root"), str(home.root)]
-    line = json.dumps(facts) + "\n"
-    try:
+    with home.staging() as folder:
+        made = folder / "root"
+        facts |= {"overlay": None if overlay is None else str(overlay.absolute())}
+        line = json.dumps(facts | {"made": str(made)}) + "\n"
         with growth_bar("joining", made, quiet=quiet):
             done = subprocess.run(command, input=line, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -104,8 +103,6 @@ def open_joined_root(
                 raise FormatError("the guest has made no file system")
             only = ImageDevice(device.image, device.overlay, length=size)
             yield io.BufferedReader(DeviceReader(only, never_missing), _BUFFER), size
-    finally:
-        made.unlink(missing_ok=True)
 
 
 def _identify(target: ImageFile | StoredRef) -> dict[str, Any]:

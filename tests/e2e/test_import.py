@@ -15,6 +15,7 @@ from p2pcloop.formats.overlay import Overlay
 from tests.support.file_systems import make_read_only
 from tests.support.leftovers import nothing_left
 from tests.support.programs import Node, Nodes, tool
+from tests.support.waiting import wait_until
 from tools.knoppix_cd import fill_tiny, make_cd, make_root
 
 pytestmark = pytest.mark.e2e
@@ -246,6 +247,22 @@ def test_what_exists_stays(node: Node, cd: Path, tmp_path: Path, overlay: Path) 
     words = ("import", tmp_path, "--base", cd, "--overlay", overlay)
     assert "exists already" in node.run(*words, code=MismatchError.exit_code).err
     assert overlay.read_bytes() == b"precious"
+
+
+def test_a_killed_import_leaves_nothing_in_the_home(node: Node, cd: Path, tmp_path: Path) -> None:
+    """What its guest works with goes, once that has ended, too, and a p2pcloopd starts."""
+
+    def is_cleared() -> bool:
+        node.home.clear_staging()
+        return list(node.home.tmp.iterdir()) == []
+
+    write(tmp_path / "layer", {"srv/file": "changed"})
+    words = ("--base", cd, "--overlay", tmp_path / "mine.delta")
+    with node.started("import", tmp_path / "layer", *words) as process:
+        wait_until(lambda: list(node.home.tmp.rglob("answer*")) or process.poll() is not None)
+        process.kill()
+        process.wait()
+    wait_until(is_cleared)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

@@ -7,7 +7,6 @@ the commands that copy (guest/channel/). Nothing of the image is run.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
@@ -23,6 +22,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.guests import user_of_overlay
 from p2pcloop.store.home import Home
+from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloop.words import tr
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.entry import plain_errors, run
@@ -119,7 +119,7 @@ def _with_guest(
         places = layer_places(rest.target)
         initramfs = partial(build_files_initramfs, places=places, ending=_ALONE)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-")))
+        folder = stack.enter_context(temporary_folder())
         sockets = [folder / name for name in ("vda", "vdb")[: 1 if files is None else 2]]
         spec = GuestSpec(
             sockets[0],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,8 +13,11 @@ import trio
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import GuestError
 from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import inspect_file
 from p2pcloop.making.rebase import MAX_ANSWER
 from p2pcloop.store.home import Home
+from p2pcloop.store.temporary_folder import temporary_folder
+from p2pcloop.units import BLOCK_SIZE
 from p2pcloop.words import tr
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
@@ -33,6 +35,13 @@ def unseen_disk(target: ImageFile | StoredRef, overlay: Path, home: Home) -> Blo
     """Return what serves an image and a files overlay, which is made if it does not exist."""
     files = FilesOverlay(MAX_ANSWER)
     return disk_of(target, overlay, home, prefetch=False, fill=-1, files=files)
+
+
+def empty_image(folder: Path) -> ImageFile:
+    """Make the image below a files overlay that has none: a block of zeros."""
+    nothing = folder / "nothing"
+    nothing.write_bytes(bytes(BLOCK_SIZE))
+    return inspect_file(nothing, raw=True)
 
 
 def run_unseen(
@@ -54,7 +63,7 @@ def run_unseen(
         GuestError: it did not power off by itself.
     """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-")))
+        folder = stack.enter_context(temporary_folder())
         servers, sockets = [], []
         for number, disk in enumerate(disks):
             parts = ("image",) if disk.files is None else ("image", "files")

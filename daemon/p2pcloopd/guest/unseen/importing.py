@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -43,7 +42,7 @@ from p2pcloopd.guest.system.files_root import LAYERS
 from p2pcloopd.guest.system.host_program import host_program
 from p2pcloopd.guest.system.initramfs import Part, make_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
-from p2pcloopd.guest.unseen.guests import run_unseen
+from p2pcloopd.guest.unseen.guests import empty_image, run_unseen
 from p2pcloopd.guest.unseen.union_tree import UnionTree, layer_of
 
 _APPLETS = ("dmesg", "find", "grep", "mv", "stat", "sync", "tail", "umount", "wc", "xargs")
@@ -200,7 +199,7 @@ def _as_file(wanted: Import) -> Iterator[ImageFile]:
     if top != wanted.source:
         notify(tr("{top} is taken, the layer of an overlayfs", top=top))
     tree = UnionTree(top, _leave_out)
-    with tempfile.NamedTemporaryFile(dir=wanted.home.tmp, prefix="layer-") as file:
+    with wanted.home.staging() as folder, (folder / "layer").open("wb") as file:
         pieces = tree.pack()
         try:
             with progress_bar("reading", quiet=wanted.quiet) as progress:
@@ -232,13 +231,8 @@ def _hidden(overlay: Path) -> Iterator[Path]:
 @contextmanager
 def _answer(wanted: Import) -> Iterator[tuple[ImageFile, Path]]:
     """An empty image, and the files overlay of the guest's work."""
-    answer = wanted.home.tmp / f"answer-{secrets.token_hex(8)}"
-    with tempfile.NamedTemporaryFile(dir=wanted.home.tmp, prefix="nothing-") as nothing:
-        nothing.truncate(BLOCK_SIZE)
-        try:
-            yield inspect_file(Path(nothing.name), raw=True), answer
-        finally:
-            answer.unlink(missing_ok=True)
+    with wanted.home.staging() as folder:
+        yield empty_image(folder), folder / "answer"
 
 
 def _overlay_size(wanted: Import, file: ImageFile) -> int:

@@ -9,7 +9,8 @@ root, and these programs read a stranger's files in a sandbox. This is a program
 
 Standard input has one line of JSON: `ref` and `at`, or `file` and `raw`, of the image; `overlay`, a
 path or null; `made`, the path of a files overlay to make, whose device then begins with the file
-system; `type` ("iso9660" or "squashfs"), and of these `volume`, or `codec` and `block_size`.
+system, in a folder of its own, which the caller deletes; `type` ("iso9660" or "squashfs"), and of
+these `volume`, or `codec` and `block_size`.
 
 Disks: /dev/vda is the image, /dev/vdb the files overlay, /dev/vdc is empty, /dev/vdd is written.
 """
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from p2pcloopd.guest.system.files_root import LAYERS
 from p2pcloopd.guest.system.host_program import host_program
 from p2pcloopd.guest.system.initramfs import Part, make_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
-from p2pcloopd.guest.unseen.guests import run_unseen
+from p2pcloopd.guest.unseen.guests import empty_image, run_unseen
 
 _MEMORY = 1 << 30
 """Bytes for xorriso, which holds all names of the file system: some 1 KiB each."""
@@ -67,33 +67,26 @@ def make_root(
     # Uncompressed, and a copy of each changed file beside the image's own.
     size = max(2 * (size_of(target) + _data_of(overlay)), MIN_FILES_SIZE)
     build = partial(_initramfs, facts=facts, places=layer_places(target))
-    with tempfile.NamedTemporaryFile(dir=home.tmp, prefix="nothing-") as nothing:
-        nothing.truncate(BLOCK_SIZE)
-        empty = inspect_file(Path(nothing.name), raw=True)
-        disks = [
-            disk_of(target, overlay, home, prefetch=False, fill=-1, files=files),
-            disk_of(
-                *(empty, made, home),
-                prefetch=False,
-                fill=-1,
-                files=FilesOverlay(-(-size // BLOCK_SIZE) * BLOCK_SIZE),
+    disks = [
+        disk_of(target, overlay, home, prefetch=False, fill=-1, files=files),
+        disk_of(
+            *(empty_image(made.parent), made, home),
+            prefetch=False,
+            fill=-1,
+            files=FilesOverlay(-(-size // BLOCK_SIZE) * BLOCK_SIZE),
+        ),
+    ]
+    try:
+        run_unseen(disks, build, memory=_MEMORY, read_only=True)
+    except GuestError as err:
+        raise GuestError(
+            tr(
+                "the files of {target} and of its changes cannot be joined: {err}",
+                target=target.name,
+                err=err,
             ),
-        ]
-        try:
-            run_unseen(disks, build, memory=_MEMORY, read_only=True)
-        except GuestError as err:
-            made.unlink(missing_ok=True)
-            raise GuestError(
-                tr(
-                    "the files of {target} and of its changes cannot be joined: {err}",
-                    target=target.name,
-                    err=err,
-                ),
-                hint=err.hint,
-            ) from err
-        except BaseException:
-            made.unlink(missing_ok=True)
-            raise
+            hint=err.hint,
+        ) from err
 
 
 def _data_of(overlay: Path | None) -> int:

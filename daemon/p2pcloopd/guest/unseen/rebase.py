@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -116,8 +115,8 @@ def _copy(move: Move) -> Iterator[Path]:
 
 
 def _compare(move: Move, copy: Path) -> Comparison:
-    answer = move.home.tmp / f"answer-{secrets.token_hex(8)}"
-    try:
+    with move.home.staging() as folder:
+        answer = folder / "answer"
         disks = [unseen_disk(move.new, copy, move.home), unseen_disk(move.old, answer, move.home)]
         build = partial(
             build_comparing_initramfs, old=layer_places(move.old), new=layer_places(move.new)
@@ -126,5 +125,3 @@ def _compare(move: Move, copy: Path) -> Comparison:
         with Overlay.open(answer, image_id=None, read_only=True, mode="files") as overlay:
             device = files_device(overlay)
             return read_comparison(io.BufferedReader(DeviceReader(device, never_missing), _BUFFER))
-    finally:
-        answer.unlink(missing_ok=True)

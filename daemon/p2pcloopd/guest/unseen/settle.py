@@ -12,17 +12,14 @@ It prints the path of the copy, which lies beside the overlay. The caller remove
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 from p2pcloop.client.terminal import report_error
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.overlay_copy import copy_overlay
-from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
-from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.guest.unseen.comparing import build_changing_initramfs
-from p2pcloopd.guest.unseen.guests import run_unseen, unseen_disk
+from p2pcloopd.guest.unseen.guests import empty_image, run_unseen, unseen_disk
 from p2pcloopd.guest.unseen.rebase import image_id_of
 
 
@@ -33,9 +30,8 @@ def settle(overlay: Path, home: Home) -> Path:
         GuestError: the guest could not mount it.
         P2pcloopError: as for boots.
     """
-    with tempfile.NamedTemporaryFile(dir=home.tmp, prefix="nothing-") as nothing:
-        nothing.truncate(BLOCK_SIZE)
-        image = inspect_file(Path(nothing.name))
+    with home.staging() as folder:
+        image = empty_image(folder)
         copy = copy_overlay(overlay, image_id=image_id_of(image, home), manifest_id=None, name="")
         try:
             run_unseen([unseen_disk(image, copy, home)], build_changing_initramfs)
