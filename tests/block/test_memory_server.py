@@ -36,6 +36,7 @@ from tests.support.images import StoredLayer, make_image
 from tests.support.memory_reader import PAGE, MemoryReader, reading
 from tests.support.mounts import needs_fuse
 from tests.support.users import AS_ANOTHER_USER, needs_another_user
+from tests.support.waiting import wait_until
 from tests.support.workers import worker_of, workers
 
 pytestmark = needs_fuse
@@ -257,8 +258,7 @@ def test_pages_of_the_profile_are_pushed_and_others_are_recorded(
 ) -> None:
     spec = replace(spec, profile=PROFILE, record_touches=True)
     with BlockServerProcess(spec, successors=True) as block, reading(file) as reader:
-        while (found := cached(reader)) != PUSHED:
-            assert found < PUSHED
+        wait_until(lambda: cached(reader) == PUSHED)
         assert reader.ask("read", 0, SIZE) == sha(0, SIZE)
         block.stop()
         pages = touched(trio.run(block.finish))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from p2pcloopd.node.growing_sum import GrowingSum
 from p2pcloopd.node.metrics import METRICS
+from tests.support.ports import free_port
 from tests.support.programs import Nodes
 
 from .conftest import publish_version
 
 CHECKOUT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def values(text: str) -> dict[str, dict[tuple[str, ...], float]]:

@@ -33,7 +33,7 @@ from p2pcloopd.guest.system.addresses import USER
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.unix_listener import bind_unix_listener
 from tests.support.typed_guest import TypedGuest
-from tests.support.waiting import BOUND
+from tests.support.waiting import BOUND, wait_until
 
 SLOW = 3 * BOUND
 """Seconds for a boot by TCG."""
@@ -140,8 +140,7 @@ class Killable:
         before = self._workers()
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        while not self._workers() - before:
-            os.sched_yield()
+        wait_until(lambda: self._workers() - before)
 
     def _workers(self) -> set[int]:
         parent = self.block._pid

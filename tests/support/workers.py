@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from p2pcloopd.block.process import BlockServerProcess
+from tests.support.waiting import wait_until
 
 
 def workers(block: BlockServerProcess) -> list[int]:
@@ -19,14 +20,12 @@ def workers(block: BlockServerProcess) -> list[int]:
 def worker_of(block: BlockServerProcess) -> int:
     """The process that serves now, waited for if it is just being forked."""
     wanted = 1 if block._memory is None else 2
-    while len(found := workers(block)) < wanted:
-        os.sched_yield()
-    return found[-1]
+    wait_until(lambda: len(workers(block)) >= wanted)
+    return workers(block)[-1]
 
 
 def kill_worker(block: BlockServerProcess) -> None:
     """Kill the process that serves, and return when another one does."""
     worker = worker_of(block)
     os.kill(worker, signal.SIGKILL)
-    while worker_of(block) == worker:
-        os.sched_yield()
+    wait_until(lambda: worker_of(block) != worker)
