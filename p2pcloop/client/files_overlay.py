@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from p2pcloop.client.interpreter import module_command
+from p2pcloop.client.interpreter import run_module
 from p2pcloop.client.open_stored import Opened
 from p2pcloop.errors import GuestError, MismatchError, UsageError
 from p2pcloop.formats.boot_parameters import MAX_ROOTS, BootParameters, Root
@@ -74,9 +73,8 @@ def _start(size: int) -> int:
 def _settled(overlay: Path, home: Home) -> Path:
     # A guest replays the journal, and this library knows no guests:
     # p2pcloopd/guest/unseen/settle.py.
-    command = module_command("p2pcloopd.guest.unseen.settle")
-    command += [str(home.root), str(overlay.absolute())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    module = "p2pcloopd.guest.unseen.settle"
+    done = run_module(module, str(home.root), str(overlay.absolute()))
     if done.returncode != 0:
         said = done.stderr.strip().removeprefix("p2pcloop: ")
         raise GuestError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 
@@ -13,3 +15,25 @@ def module_command(module: str) -> list[str]:
     a distribution), so is the new one.
     """
     return [sys.executable, "-I" if sys.flags.isolated else "-P", "-m", module]
+
+
+def run_module(module: str, *words: str, line: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a module that works for this process, with a pipe from it as its standard input: that
+    ends when this process does, even if it is killed, and so should the module.
+
+    Args:
+        line: what it is told there, at most some pages.
+    """
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, line.encode())
+        return subprocess.run(
+            [*module_command(module), *words],
+            stdin=reader,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)

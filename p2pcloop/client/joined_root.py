@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from p2pcloop.client.interpreter import module_command
+from p2pcloop.client.interpreter import run_module
 from p2pcloop.client.progress import growth_bar
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import FormatError, GuestError, NeedsPackageError, UsageError
@@ -84,13 +83,13 @@ def open_joined_root(
     """
     facts = describe_root(start, str(target.name)) | _identify(target)
     # A guest joins them, and this library knows no guests: p2pcloopd/guest/unseen/joined_root.py.
-    command = [*module_command("p2pcloopd.guest.unseen.joined_root"), str(home.root)]
+    module = "p2pcloopd.guest.unseen.joined_root"
     with home.staging() as folder:
         made = folder / "root"
         facts |= {"overlay": None if overlay is None else str(overlay.absolute())}
         line = json.dumps(facts | {"made": str(made)}) + "\n"
         with growth_bar("joining", made, quiet=quiet):
-            done = subprocess.run(command, input=line, capture_output=True, text=True, check=False)
+            done = run_module(module, str(home.root), line=line)
         if done.returncode:
             said, _, hint = done.stderr.strip().removeprefix("p2pcloop: ").partition("\n  hint: ")
             needs = done.returncode == NeedsPackageError.exit_code

@@ -296,6 +296,23 @@ class Home:
             shutil.rmtree(path, ignore_errors=True)
             os.close(fd)
 
+    @contextmanager
+    def sharing(self, staging: Path) -> Iterator[None]:
+        """Hold another process's directory in `tmp`, too: it is not deleted under this one.
+
+        Raises:
+            StorageError: it is gone, with the process that made it.
+        """
+        try:
+            fd = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as err:
+            raise storage_error(tr("cannot open {path}", path=staging), err) from err
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(fd)
+
     def _new_staging(self) -> tuple[Path, int]:
         """Make and lock a directory; try again if a p2pcloopd that starts deletes it in between."""
         while True:

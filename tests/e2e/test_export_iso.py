@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.client.refs import resolve_ref
-from p2pcloop.errors import CorruptError, MismatchError, UsageError
+from p2pcloop.errors import CorruptError, GuestError, MismatchError, UsageError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import inspect_file, open_local
 from tests.support.cds import make_iso, read_cd
-from tests.support.leftovers import nothing_left
+from tests.support.leftovers import nothing_left, wait_cleared, wait_staged
 from tests.support.programs import Node, Nodes, tool
-from tests.support.waiting import BOUND, wait_until
+from tests.support.waiting import BOUND
 from tools.knoppix_cd import ISOLINUX, fill_tiny, make_root
 
 pytestmark = pytest.mark.e2e
@@ -254,14 +256,29 @@ def test_a_codec_is_taken_for_a_cd_without_changes(
 def test_nothing_stays_of_a_cd_that_is_not_written_to_its_end(
     node: Node, knoppix: Path, out: Path, moment: str
 ) -> None:
-    """Killed while a guest joins the files, or while it writes: the next p2pcloopd deletes it."""
+    """Killed while a guest joins the files, or while it writes: the next p2pcloopd deletes it,
+    once that guest has ended."""
     with node.started("export", knoppix, out, "--iso", "--codec", "xz") as process:
-        wait_until(lambda: list(node.home.tmp.rglob(f"{moment}*")) or process.poll() is not None)
+        wait_staged(node.home, f"{moment}*", process)
         process.kill()
         process.wait()
     assert list(out.parent.iterdir()) in ([], [out])  # or it was faster than the signal
-    node.run("daemon", "start")
-    assert list(node.home.tmp.iterdir()) == []
+    wait_cleared(node.home)
+
+
+def test_what_joins_the_files_ends_with_the_command(
+    node: Node, knoppix: Path, tmp_path: Path
+) -> None:
+    """That was killed: its end of the pipe is closed."""
+    facts = {"type": "iso9660", "volume": "V", "file": str(knoppix), "raw": False, "overlay": None}
+    with node.home.staging() as folder:
+        line = json.dumps(facts | {"made": str(folder / "root")}) + "\n"
+        command = [sys.executable, "-m", "p2pcloopd.guest.unseen.joined_root", str(node.home.root)]
+        done = subprocess.run(
+            command, input=line, env=node.environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == GuestError.exit_code
+    assert "the command that the guest worked for has ended" in done.stderr
 
 
 def test_what_cannot_be_a_cd_is_told(

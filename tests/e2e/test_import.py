@@ -13,9 +13,8 @@ import pytest
 from p2pcloop.errors import GuestError, MismatchError, StorageError, UsageError
 from p2pcloop.formats.overlay import Overlay
 from tests.support.file_systems import make_read_only
-from tests.support.leftovers import nothing_left
+from tests.support.leftovers import nothing_left, wait_cleared, wait_staged
 from tests.support.programs import Node, Nodes, tool
-from tests.support.waiting import wait_until
 from tools.knoppix_cd import fill_tiny, make_cd, make_root
 
 pytestmark = pytest.mark.e2e
@@ -251,18 +250,13 @@ def test_what_exists_stays(node: Node, cd: Path, tmp_path: Path, overlay: Path) 
 
 def test_a_killed_import_leaves_nothing_in_the_home(node: Node, cd: Path, tmp_path: Path) -> None:
     """What its guest works with goes, once that has ended, too, and a p2pcloopd starts."""
-
-    def is_cleared() -> bool:
-        node.home.clear_staging()
-        return list(node.home.tmp.iterdir()) == []
-
     write(tmp_path / "layer", {"srv/file": "changed"})
     words = ("--base", cd, "--overlay", tmp_path / "mine.delta")
     with node.started("import", tmp_path / "layer", *words) as process:
-        wait_until(lambda: list(node.home.tmp.rglob("answer*")) or process.poll() is not None)
+        wait_staged(node.home, "answer*", process)
         process.kill()
         process.wait()
-    wait_until(is_cleared)
+    wait_cleared(node.home)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

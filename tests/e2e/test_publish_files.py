@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from p2pcloop.errors import MismatchError
+from p2pcloop.errors import GuestError, MismatchError
 from p2pcloop.formats.manifest import open_manifest
 from tests.support.file_systems import make_read_only
 from tests.support.programs import Guest, Node, Nodes
@@ -80,3 +82,19 @@ def test_one_of_another_image_is_refused(nodes: Nodes, image: Path, tmp_path: Pa
     change(node, image, mine, "echo 1 > both")
     publish = ("publish", mine, "--name", "mine", "--base", base)
     assert "made on another image" in node.run(*publish, code=MismatchError.exit_code).err
+
+
+def test_what_replays_the_journal_ends_with_the_command(
+    nodes: Nodes, image: Path, tmp_path: Path
+) -> None:
+    """That was killed: its end of the pipe is closed. No copy is left."""
+    node, mine = nodes.make(), tmp_path / "made/mine.delta"
+    mine.parent.mkdir()
+    change(node, image, mine, "echo 1 > both")
+    command = [sys.executable, "-m", "p2pcloopd.guest.unseen.settle", node.home.root, mine]
+    done = subprocess.run(
+        command, input="", env=node.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == GuestError.exit_code
+    assert "the command that the guest worked for has ended" in done.stderr
+    assert list(mine.parent.iterdir()) == [mine]

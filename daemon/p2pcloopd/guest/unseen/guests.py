@@ -50,6 +50,7 @@ def run_unseen(
     *,
     memory: int = _MEMORY,
     read_only: bool = False,
+    lifeline: int | None = None,
 ) -> None:
     """Run a guest to its end. Each of `disks` gives it one, or two with a files overlay.
 
@@ -58,6 +59,7 @@ def run_unseen(
         initramfs: makes the archive for its kernel.
         memory: bytes.
         read_only: the root is mounted read-only, where the first root mounts one.
+        lifeline: a pipe from the process that wants it: when that ends, the guest does.
 
     Raises:
         GuestError: it did not power off by itself.
@@ -78,10 +80,25 @@ def run_unseen(
             more_disks=tuple(sockets[1:]),
             initramfs=initramfs,
         )
-        run(partial(_live, spec, servers))
+        run(partial(_live, spec, servers, lifeline))
 
 
-async def _live(spec: GuestSpec, servers: Sequence[BlockServerProcess]) -> None:
+async def _live(
+    spec: GuestSpec, servers: Sequence[BlockServerProcess], lifeline: int | None
+) -> None:
+    async with trio.open_nursery() as nursery:
+        if lifeline is not None:
+            nursery.start_soon(_end_with, lifeline)
+        await _work(spec, servers)
+        nursery.cancel_scope.cancel()
+
+
+async def _end_with(lifeline: int) -> None:
+    await trio.lowlevel.wait_readable(lifeline)
+    raise GuestError("the command that the guest worked for has ended")
+
+
+async def _work(spec: GuestSpec, servers: Sequence[BlockServerProcess]) -> None:
     for server in servers:
         await server.wait_ready()
     async with trio.open_nursery() as nursery:

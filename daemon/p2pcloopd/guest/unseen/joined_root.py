@@ -9,8 +9,8 @@ root, and these programs read a stranger's files in a sandbox. This is a program
 
 Standard input has one line of JSON: `ref` and `at`, or `file` and `raw`, of the image; `overlay`, a
 path or null; `made`, the path of a files overlay to make, whose device then begins with the file
-system, in a folder of its own, which the caller deletes; `type` ("iso9660" or "squashfs"), and of
-these `volume`, or `codec` and `block_size`.
+system, in a staging directory of the caller; `type` ("iso9660" or "squashfs"), and of these
+`volume`, or `codec` and `block_size`. It ends when standard input does.
 
 Disks: /dev/vda is the image, /dev/vdb the files overlay, /dev/vdc is empty, /dev/vdd is written.
 """
@@ -77,7 +77,7 @@ def make_root(
         ),
     ]
     try:
-        run_unseen(disks, build, memory=_MEMORY, read_only=True)
+        run_unseen(disks, build, memory=_MEMORY, read_only=True, lifeline=sys.stdin.fileno())
     except GuestError as err:
         raise GuestError(
             tr(
@@ -117,7 +117,8 @@ def main() -> None:
             target = resolve_ref(facts["ref"], home, at=facts["at"])
         else:
             target = inspect_file(Path(facts["file"]), raw=facts["raw"])
-        make_root(target, overlay, facts, home)
+        with home.sharing(Path(facts["made"]).parent):
+            make_root(target, overlay, facts, home)
     except P2pcloopError as err:
         sys.exit(report_error(err))
 

@@ -6,7 +6,8 @@ unmounts it again. This is a program of its own, run by `p2pcloop publish`:
 
     python -m p2pcloopd.guest.unseen.settle HOME OVERLAY
 
-It prints the path of the copy, which lies beside the overlay. The caller removes the copy.
+It prints the path of the copy, which lies beside the overlay. The caller removes the copy. If
+standard input ends before, so does this, and leaves none.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def settle(overlay: Path, home: Home) -> Path:
         image = empty_image(folder)
         copy = copy_overlay(overlay, image_id=image_id_of(image, home), manifest_id=None, name="")
         try:
-            run_unseen([unseen_disk(image, copy, home)], build_changing_initramfs)
+            disks = [unseen_disk(image, copy, home)]
+            run_unseen(disks, build_changing_initramfs, lifeline=sys.stdin.fileno())
         except BaseException:
             copy.unlink()
             raise
