@@ -15,10 +15,10 @@ import signal
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from p2pcloop.errors import storage_error
+from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.frozen import dataclass
 from p2pcloop.protocol import fuse
 from p2pcloopd.block.memory_requests import make_table
@@ -86,7 +86,8 @@ def _clean_up() -> None:
     """Unmount what a process left that was killed while it mounted."""
     for path in mounts_of(f"fuse.{_NAME}"):
         if is_dead(path):
-            unmount(path)
+            with suppress(UsageError):  # another process cleans up, too
+                unmount(path)
             path.unlink(missing_ok=True)
 
 
