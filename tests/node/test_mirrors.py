@@ -360,7 +360,7 @@ def test_a_guess_is_brought_over_a_quick_link_and_not_over_a_slow_one(
         reader.call("resolve", ref=link_to(published, web.url))
         # Whether it is slow is known once some came.
         assert read(reader, published, *CHUNK) == published.chunk()
-        assert read(reader, published, len(INDEX) + 150_000, 100_000)
+        assert read(reader, published, len(INDEX) + 130_000, 150_000)
         stream(guess=True)
         assert came == ([published.content[at:][:10_000]] if comes else [])
         stream(guess=False)

@@ -74,7 +74,7 @@ def nginx(directory: Path, *, ranges: bool = True, rate: int = 0) -> Iterator[Ng
 
     Args:
         ranges: if false, it ignores them, as it may (`max_ranges 0`).
-        rate: bytes a second and connection, 0 for no limit.
+        rate: bytes a second and connection, little by little, 0 for no limit.
     """
     port = free_port()
     own = Path(tempfile.mkdtemp(prefix="p2pw-"))
@@ -91,6 +91,7 @@ def nginx(directory: Path, *, ranges: bool = True, rate: int = 0) -> Iterator[Ng
             access_log {log} asked;
             {"" if ranges else "max_ranges 0;"}
             limit_rate {rate};
+            {"output_buffers 1 4k;" if rate else ""}
             client_body_temp_path {own}/t; proxy_temp_path {own}/t; fastcgi_temp_path {own}/t;
             uwsgi_temp_path {own}/t; scgi_temp_path {own}/t;
             server {{
