@@ -332,7 +332,7 @@ async def test_window_size(spec: GuestSpec) -> None:
         await wait_for(b"33 111")
         await wait_for(SHELL_PROMPT.encode())
         termios.tcsetwinsize(master, (44, 99))
-        os.write(master, b"sleep 1; stty size\r")
+        os.write(master, b"while [ \"$(stty size)\" = '33 111' ]; do :; done; stty size\r")
         await wait_for(b"44 99")
         os.write(master, b"\x1dK")
         assert await trio.to_thread.run_sync(parent.wait) == 137
@@ -371,7 +371,7 @@ async def test_network(spec: GuestSpec) -> None:
         port = listener.getsockname()[1]
         async with booted(replace(spec, network="user")) as guest:
             assert "10.0.2.15/24" in await guest.sh("ip address")
-            assert "1 packets received" in await guest.sh("ping -c1 -w5 10.0.2.2")
+            assert "1 packets received" in await guest.sh("ping -c1 -w100 10.0.2.2")
             assert "10.0.2.3" in await guest.sh("cat /etc/resolv.conf")
             await guest.sh("ip route del local 127.0.0.0/8 table local; ip addr flush dev lo")
             await guest.sh("ip route add 127.0.0.0/8 via 10.0.2.2")

@@ -17,6 +17,7 @@ from p2pcloop.formats.link import parse_link
 from p2pcloopd.guest.system.kernel import find_kernel
 from tests.support.cloops import build_v4
 from tests.support.programs import Guest, Nodes, tool
+from tests.support.waiting import BOUND
 
 from .conftest import DATA
 
@@ -62,8 +63,9 @@ def _tells_all(told: dict[str, Any], link: str, cloop: Path) -> None:
     assert 0 < told["boot_seconds"] < told["total_seconds"]
     ran = find_kernel()
     assert (told["kernel"], told["kernel_release"]) == (str(ran.path), ran.release)
-    [url] = parse_link(link).mirrors  # what a guest waits for comes over HTTP
-    assert set(told["sources"]) == {url}
+    [url] = parse_link(link).mirrors
+    sources = told["sources"]  # what a guest waits for comes over HTTP, unless that takes a second
+    assert max(sources, key=lambda source: sources[source]) == url
     assert all(count > 0 for count in told["sources"].values())
     assert sum(told["sources"].values()) <= told["bytes_received"] < cloop.stat().st_size
     assert told["block_server"]["waits"]["count"] > 0
@@ -80,7 +82,7 @@ def test_two_guests_boot_at_once(nodes: Nodes, cloop: Path) -> None:
         for guest in (one, two):
             guest.send_line("md5sum /root/data")
         for guest in (one, two):
-            guest.expect(digest, 60)
+            guest.expect(digest, BOUND)
             guest.power_off()
     assert reader.json("verify", seeder.json("info", link)["name"])["bad"] == 0
 
@@ -123,7 +125,7 @@ def test_a_whole_image_boots_before_p2pcloopd_starts(nodes: Nodes, cloop: Path) 
     with Guest(reader, seeded["link"], "--no-profile") as guest:
         guest.prompt()
         guest.send_line("md5sum /root/data")
-        guest.expect(hashlib.md5(DATA).hexdigest(), 60)
+        guest.expect(hashlib.md5(DATA).hexdigest(), BOUND)
         assert reader.home.holder() is not None
         guest.power_off()
     assert reader.json("verify", seeded["name"])["bad"] == 0
