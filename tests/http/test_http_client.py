@@ -193,11 +193,11 @@ WRONG = {
 async def test_a_server_that_misbehaves_is_one_clear_error(
     directory: Path, client: HttpClient, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if fault in (Fault.STALLS, Fault.HANGS):
-        monkeypatch.setattr(http_client, "SILENCE_SECONDS", 0.1)
     error, says = WRONG[fault]
     with misbehaving(directory, fault) as web:
-        with pytest.raises(P2pcloopError) as caught:
+        with monkeypatch.context() as patch, pytest.raises(P2pcloopError) as caught:
+            if fault in (Fault.STALLS, Fault.HANGS):
+                patch.setattr(http_client, "SILENCE_SECONDS", 0.1)
             await client.get_span(f"{web.url}file", SPAN)
         assert type(caught.value) is error
         assert str(caught.value).startswith(f"{web.url}file: ")

@@ -179,6 +179,7 @@ def test_the_state_follows_what_happens(
 def test_a_browser_that_goes_and_a_guest_that_is_not_there_end_nothing(
     node: Node, page: Page
 ) -> None:
+    page.ask("")  # it begins with the first request
     [before] = web_processes(node)
     assert page.ask("console?guest=none")[0] == 409
     assert page.ask("timeline?guest=none")[0] == 409
