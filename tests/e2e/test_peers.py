@@ -17,7 +17,7 @@ from p2pcloop.errors import BusyError
 from p2pcloop.formats.link import Link, parse_link, parse_peer
 from tests.support.foreign import aria2
 from tests.support.ports import free_port
-from tests.support.programs import Guest, Node, Nodes, read_until, started, tool, wait_readable
+from tests.support.programs import Guest, Node, Nodes, read_until, tool
 from tests.support.tracker import tracker
 from tests.support.waiting import BOUND, wait_until
 from tools.tiny_image import SHELL_PROMPT
@@ -83,10 +83,10 @@ def test_the_guest_waits_for_a_peer(nodes: Nodes, cloop: Path) -> None:
         guest.prompt()
         seeder.run("daemon", "stop")
         guest.send_line("md5sum /root/data")
-        expect_said(guest, "no peer reachable")
+        wait_until(lambda: "no peer reachable" in guest.said)
         assert "the guest of @" in reader.run("daemon", "stop", code=BusyError.exit_code).err
         reader.run("daemon", "stop", "--force")
-        expect_said(guest, "the guest waits: no p2pcloopd runs")
+        wait_until(lambda: "the guest waits: no p2pcloopd runs" in guest.said)
         reader.run("daemon", "start")
         seeder.run("daemon", "start")
         guest.expect(MD5, BOUND)
@@ -106,16 +106,6 @@ def test_a_peer_that_was_away_while_nothing_was_read(nodes: Nodes, cloop: Path) 
             seeder.run("daemon", "start")
         assert MD5 in guest.sh("md5sum /root/data")
         guest.power_off()
-
-
-def expect_said(guest: Guest, text: str) -> None:
-    """Wait until `p2pcloop boot` has said something on standard error."""
-    with started(["tail", "-n", "+1", "-f", guest.errors]) as following:
-        assert following.stdout is not None
-        while wait_readable(following.stdout.fileno()):
-            if text in following.stdout.readline():
-                return
-    raise AssertionError(f"boot did not say {text!r}, but {guest.said!r}")
 
 
 def test_a_peer_whose_file_was_changed_sends_nothing(

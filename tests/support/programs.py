@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -411,17 +411,23 @@ def tool(*words: str | Path, code: int = 0) -> str:
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """Read a program's standard error up to the line that holds `text`; return that line."""
+    """Read a program's standard error up to the line that holds `text`; return that line.
+
+    Lines that came together wait in the stream, and its descriptor does not tell of them: so what
+    ends this is a program that ends.
+    """
     assert process.stderr is not None
     seen = []
-    deadline = time.monotonic() + BOUND
-    while time.monotonic() < deadline and wait_readable(process.stderr.fileno()):
-        line = process.stderr.readline()
-        if text in line:
-            return line
-        if not line:
-            break
-        seen.append(line)
+    late = threading.Timer(BOUND, process.kill)
+    late.start()
+    try:
+        for line in iter(process.stderr.readline, ""):
+            if text in line:
+                return line
+            seen.append(line)
+    finally:
+        late.cancel()
+        late.join()
     raise AssertionError(f"no {text!r} in {seen}")
 
 
