@@ -20,6 +20,7 @@ from p2pcloop.making.local import inspect_file, open_local
 from tests.support.command import Run
 from tests.support.images import ignore, make_image, padded, write_cloop_file
 from tests.support.programs import tool
+from tests.support.waiting import BOUND
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices are root's")
 
@@ -169,7 +170,7 @@ def test_into_a_pipe(
     os.mkfifo(pipe)
     with out.open("wb") as file, subprocess.Popen(["cat", pipe], stdout=file) as reader:
         ran = p2pcloop("export", cloop, pipe, *options, "--json")
-        assert reader.wait(30) == 0
+        assert reader.wait(BOUND) == 0
     assert ran.json == {"file": str(pipe), "size": len(padded(RAW, 65536)), "stored": None}
     if header is None:
         assert out.read_bytes() == padded(RAW, 65536)

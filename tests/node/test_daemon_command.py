@@ -151,7 +151,7 @@ def test_a_second_daemon_on_one_home_is_refused(node: Node) -> None:
     node.start()
     assert node.process is not None
     second, said = node.launch()
-    assert second.wait(30) == BusyError.exit_code
+    assert second.wait(BOUND) == BusyError.exit_code
     [failure] = ControlReceiver().receive(said)
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, BusyError)

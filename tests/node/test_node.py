@@ -51,7 +51,7 @@ def test_stop_ends_it_in_order(nodes: Nodes) -> None:
     node = nodes.start()
     assert node.call("stop") == {}
     assert node.process is not None
-    assert node.process.wait(30) == 0
+    assert node.process.wait(BOUND) == 0
     assert not node.home.control_socket.exists()
     assert node.home.holder() is None
 
