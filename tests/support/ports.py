@@ -7,28 +7,25 @@ import socket
 import subprocess
 import time
 from itertools import cycle
-from pathlib import Path
 
 from tests.support.waiting import BOUND
 
-_COUNT = 8192
+_RANGE = range(10_000, 20_000)
+"""Below the ports that nodes choose (node/ports.py), and those that the kernel gives to all that
+ask for any: while a test runs, others do."""
 
 
 def _told() -> cycle[int]:
-    """The ports below those that the kernel gives to programs which ask for any; processes that
-    test side by side begin far from each other, and none tells a port twice."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = range(max(first - _COUNT, 1024), first)
-    begin = os.getpid() * 997 % len(ports)
-    return cycle([*ports[begin:], *ports[:begin]])
+    """Processes that test side by side begin far from each other, and none tells a port twice."""
+    begin = os.getpid() * 997 % len(_RANGE)
+    return cycle([*_RANGE[begin:], *_RANGE[:begin]])
 
 
 _PORTS = _told()
 
 
 def free_port() -> int:
-    """A port of TCP at which no process listens now, and at which one does later only if it was
-    told this very port: while a test runs, the kernel gives the others to all that ask."""
+    """A port of TCP at which no process listens now; later on one does only if it was told it."""
     for port in _PORTS:
         try:
             socket.create_server(("", port)).close()
