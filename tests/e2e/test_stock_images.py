@@ -10,10 +10,11 @@ import pytest
 
 from tests.support.programs import Guest, Node, Nodes
 from tests.support.stock_images import STOCK, stock_image
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.e2e
 
-SLOW = 150.0
+SLOW = 3 * BOUND
 """Seconds after which a boot or an end has failed, on a busy machine as well."""
 
 READ = "cat /root/kept; grep -rl autologin /etc; echo o > /proc/sysrq-trigger; sleep 60"
