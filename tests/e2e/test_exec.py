@@ -209,13 +209,13 @@ def test_the_agent_lives_beside_each_init(node: Node, image: str) -> None:
     up = "while ! pidof agetty getty >/dev/null; do sleep 0.2; done"
     node.run("exec", name, "--", "sh", "-c", up)
     assert node.run("exec", name, "--", "cat", "/proc/1/comm").out == f"{INITS[image]}\n"
-    mounts, of_init = (
+
+    def mounts(of: str) -> list[str]:
+        lines = node.run("exec", name, "--", "cat", f"/proc/{of}/mounts").out.splitlines()
         # systemd mounts credentials for its units, for moments.
-        [line for line in node.run("exec", name, "--", "cat", f"/proc/{of}/mounts").out.splitlines()
-         if " /run/credentials/" not in line]
-        for of in ("self", "1")
-    )  # fmt: skip
-    assert mounts == of_init
+        return [line for line in lines if " /run/credentials/" not in line]
+
+    wait_until(lambda: mounts("self") == mounts("1"), "an init may mount more just now")
     said = node.run("exec", name, "--", "cat", "/proc/sys/kernel/hostname", "/proc/cpuinfo").out
     host_name = "tiny" if image == "busybox" else name  # whose start script sets one
     assert said.startswith(f"{host_name}\nprocessor\t: 0\ncore id\t: 0\n")
@@ -223,7 +223,7 @@ def test_the_agent_lives_beside_each_init(node: Node, image: str) -> None:
     # Ctrl-Alt-Del asks the init, which may have been about to begin.
     assert node.run("exec", name, "--", "cat", "/proc/sys/kernel/ctrl-alt-del").out == "0\n"
     if image == "trixie":
-        assert any(" /run tmpfs " in line for line in mounts)
+        assert any(" /run tmpfs " in line for line in mounts("1"))
         # Where systemd has put what it found running: a scope that it never stops.
         assert node.run("exec", name, "--", "cat", "/proc/self/cgroup").out == "0::/init.scope\n"
         failed = node.run("exec", name, "--", "systemctl", "--failed", "--plain", "--no-legend").out
