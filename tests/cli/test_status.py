@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,11 @@ WAITS = torrent(LAYER, have_bytes=10, wanted=True, stalled=62.0, tried=["192.0.2
 def test_what_images_and_guests_wait_for_is_told(home: Path) -> None:
     text = told(node(home, WAITS))
     assert "waits 0:01:02 for data; tried: 192.0.2.7:1 (no answer)" in text
-    assert "  g1 (@yyyyyyyy/debian): up 0:00:00, waits 0:00:00: no peer reachable" in text
+    assert re.search(r"  g1 \(@y{8}/debian\): up 0:..:.., waits 0:..:..: no peer reachable", text)
     assert "its metadata" in told(node(home, WAITS | {"size": None}))
     screen = "\n".join(drawn(node(home, WAITS)))
     assert "0:01:02 data; tried: 192.0.2.7:1" in screen
-    assert "0:00:00 no peer reachable" in screen
+    assert re.search("0:..:.. no peer reachable", screen)
     assert "hidden" not in str(look(Home.at(home), node(home, WAITS)))
 
 

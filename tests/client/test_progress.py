@@ -214,7 +214,7 @@ def test_a_wait_is_told_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with waiting_for("the disk"):
-        wait_until(lambda: "waiting for the disk, 0 s" in terminal.getvalue())
+        wait_until(lambda: "waiting for the disk, " in terminal.getvalue())
     assert terminal.getvalue().endswith("\r\033[K")
 
 
