@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,12 +19,12 @@ def test_what_was_begun_does_not_stay(monkeypatch: pytest.MonkeyPatch, tmp_path:
     image = tmp_path / "image"
     image.write_bytes(bytes(8192))
 
-    def interrupted(_: object, *, input: str, **__: Any) -> None:  # noqa: A002  as subprocess's
-        Path(json.loads(input)["made"]).write_bytes(b"half")
+    def interrupted(*_: str, line: str) -> None:
+        Path(json.loads(line)["made"]).write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(joined_root, "describe_root", lambda *_: {})
-    monkeypatch.setattr(subprocess, "run", interrupted)
+    monkeypatch.setattr(joined_root, "run_module", interrupted)
     opened = joined_root.open_joined_root(
         inspect_file(image, raw=True), None, b"", home, quiet=True
     )

@@ -271,6 +271,7 @@ def test_what_joins_the_files_ends_with_the_command(
 ) -> None:
     """That was killed: its end of the pipe is closed."""
     facts = {"type": "iso9660", "volume": "V", "file": str(knoppix), "raw": False, "overlay": None}
+    node.home.create()
     with node.home.staging() as folder:
         line = json.dumps(facts | {"made": str(folder / "root")}) + "\n"
         command = [sys.executable, "-m", "p2pcloopd.guest.unseen.joined_root", str(node.home.root)]
