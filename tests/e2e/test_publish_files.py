@@ -91,7 +91,8 @@ def test_what_replays_the_journal_ends_with_the_command(
     node, mine = nodes.make(), tmp_path / "made/mine.delta"
     mine.parent.mkdir()
     change(node, image, mine, "echo 1 > both")
-    command = [sys.executable, "-m", "p2pcloopd.guest.unseen.settle", node.home.root, mine]
+    command: list[str | Path] = [sys.executable, "-m", "p2pcloopd.guest.unseen.settle"]
+    command += [node.home.root, mine]
     done = subprocess.run(
         command, input="", env=node.environment, capture_output=True, text=True, check=False
     )

@@ -23,7 +23,7 @@ async def test_one_that_is_to_end_does_not_power_off(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(guests, "run_guest", interrupted)
     with pytest.raises(GuestError, match=r"ended early \(killed\)"):
-        await guests._live(GuestSpec(Path("/disk")), [])
+        await guests._work(GuestSpec(Path("/disk")), [])
 
 
 @pytest.mark.parametrize("said", [b"", b"\xff\xfe 1", b"files x", b"files 1 directories", b"f 1"])
