@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import h11
 import pytest
 import trio
 from cryptography import x509
@@ -313,6 +314,8 @@ async def test_plain_http_may_become_tls_on_the_same_host() -> None:
         ("429 Too Many Requests", "Retry-After: 0\r\n", 0.0),
         ("429 Too Many Requests", "Retry-After: Thu, 01 Jan 1970 00:00:00 GMT\r\n", 0.0),
         ("500 Internal Server Error", "Retry-After: soon\r\n", None),
+        ("503 Service Unavailable", f"Retry-After: Thu, 01 Jan {'9' * 30} 00:00:00\r\n", None),
+        ("503 Service Unavailable", f"Retry-After: {'9' * 400}\r\n", float(10**9 - 1)),
         ("504 Gateway Timeout", "", None),
     ],
 )
@@ -326,6 +329,20 @@ async def test_a_server_that_cannot_answer_now_says_until_when(
         assert caught.value.after == after
         assert await client.get(f"{url}/x", 2) == b"ok"
         assert asked == ["connected", "/x", "/x"]  # the connection is kept
+
+
+async def test_a_length_of_too_many_digits_is_no_http(
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """h11 up to 0.14 takes it, and fails where it computes with it."""
+
+    def fail(_: h11.Connection) -> h11.Event:
+        raise ValueError("Exceeds the limit (4300 digits) for integer string conversion")
+
+    async with answering(OK) as (url, _):
+        monkeypatch.setattr(h11.Connection, "next_event", fail)
+        with pytest.raises(FormatError, match="no HTTP"):
+            await client.get(f"{url}/x", 2)
 
 
 async def test_an_answer_in_parts_to_a_request_for_one_is_no_range(client: HttpClient) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import h11
 import pytest
 import trio
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
@@ -254,6 +255,49 @@ async def test_addresses_that_cannot_be_listened_on() -> None:
             await open_http_listener("127.0.0.1", port)
     with pytest.raises(UsageError, match=re.escape("192.0.2.1:80")):
         await open_http_listener("192.0.2.1", 80)
+
+
+@pytest.mark.parametrize("digits", [20, 21, 5000])
+async def test_a_length_of_many_digits_is_refused(digits: int) -> None:
+    async with serving(file=Part()) as server:
+        status, _, _ = await server.get("/file", f"Content-Length: {'9' * digits}")
+        assert status.split()[1] in (b"400", b"413")
+        assert (await server.get("/file"))[2] == CONTENT
+
+
+async def test_a_length_that_cannot_be_computed_with_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As h11 up to 0.14 fails at 5000 digits."""
+    next_event = h11.Connection.next_event
+
+    def fail(http: h11.Connection) -> object:
+        event = next_event(http)
+        if isinstance(event, h11.Request) and event.target == b"/long":
+            raise ValueError("Exceeds the limit (4300 digits) for integer string conversion")
+        return event
+
+    monkeypatch.setattr(h11.Connection, "next_event", fail)
+    async with serving(file=Part()) as server:
+        assert (await server.get("/long"))[0].startswith(b"HTTP/1.1 400 ")
+        assert (await server.get("/file"))[2] == CONTENT
+
+
+async def test_a_bug_ends_one_connection_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(_: Files, path: str) -> File | None:
+        if path == "bug":
+            raise ZeroDivisionError
+        return Part()
+
+    monkeypatch.setattr(Files, "find", fail)
+    async with serving(file=Part(), bug=Part()) as server:
+        async with await server.connect() as stream:
+            await stream.send_all(b"GET /bug HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await read_all(stream) == b""
+        assert (await server.get("/file"))[2] == CONTENT
+    assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize("second", ["nonsense\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "\0"])

@@ -29,6 +29,7 @@ from p2pcloopd.http.wire import (
     CountedStream,
     Pace,
     Wire,
+    next_event,
 )
 
 CONNECT_SECONDS = 5
@@ -386,7 +387,7 @@ class _Connection:
     async def _event(self) -> h11.Event:
         more = True
         try:
-            while (event := self._http.next_event()) is h11.NEED_DATA:
+            while (event := next_event(self._http)) is h11.NEED_DATA:
                 more = await self._receive()
         except h11.RemoteProtocolError as err:
             if more:
@@ -529,7 +530,7 @@ def _seconds_until(told: str) -> float | None:
 
     try:
         then = parsedate_to_datetime(told)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if then.tzinfo is None:
         then = then.replace(tzinfo=UTC)

@@ -32,7 +32,7 @@ from p2pcloopd.http.semantics import (
     precondition,
     range_applies,
 )
-from p2pcloopd.http.wire import MAX_HEADER, USER_AGENT, CountedStream, Pace, Wire
+from p2pcloopd.http.wire import MAX_HEADER, USER_AGENT, CountedStream, Pace, Wire, next_event
 
 MAX_CONNECTIONS = 256
 IDLE_SECONDS = 30
@@ -192,9 +192,9 @@ async def serve_http(
                     await connection.run()
         except (trio.BrokenResourceError, trio.TooSlowError):
             pass  # who hangs up, or takes nothing, is let go
-        except h11.LocalProtocolError:
+        except Exception:
             # Ours to mend, and nothing that strangers should end p2pcloopd by.
-            _log.exception("an answer over HTTP would have been malformed")
+            _log.exception("a bug ends a connection over HTTP, and no other")
         finally:
             open_connections -= 1
 
@@ -319,7 +319,7 @@ class _Connection:
         if self._http.they_are_waiting_for_100_continue:
             go_on = h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[])
             await self._send(go_on)
-        event = self._http.next_event()
+        event = next_event(self._http)
         if isinstance(event, h11.EndOfMessage):
             return True
         size = 0
@@ -439,7 +439,7 @@ class _Connection:
 
     async def _event(self) -> h11.Event | type[h11.PAUSED]:
         while True:
-            event = self._http.next_event()
+            event = next_event(self._http)
             if isinstance(event, h11.Event) or event is h11.PAUSED:
                 return event
             try:

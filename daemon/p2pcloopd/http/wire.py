@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import h11
 import trio
 
 from p2pcloop import __version__
@@ -20,6 +21,19 @@ _HEADERS = 40
 
 _PACKET = 1500 - _HEADERS
 _OPENING_AND_CLOSING = 2 * _HEADERS
+
+
+def next_event(http: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    """The next event of a connection.
+
+    Raises:
+        h11.RemoteProtocolError: the other end breaks the protocol.
+    """
+    try:
+        return http.next_event()
+    except ValueError as err:
+        # h11 up to 0.14 takes a Content-Length of any length, and int() does not.
+        raise h11.RemoteProtocolError(str(err)) from err
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.text import to_json
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.http.semantics import Headers, fields
-from p2pcloopd.http.wire import MAX_HEADER
+from p2pcloopd.http.wire import MAX_HEADER, next_event
 from p2pcloopd.web.words import language_of, said
 
 MAX_BODY = 64 << 10
@@ -178,7 +178,7 @@ class _Connection:
         body = b""
         with trio.move_on_after(IDLE_SECONDS):
             while True:
-                event = self._http.next_event()
+                event = next_event(self._http)
                 if event is h11.NEED_DATA:
                     self._http.receive_data(await self._stream.receive_some(_RECEIVE))
                 elif isinstance(event, h11.Request):

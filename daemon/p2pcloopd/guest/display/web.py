@@ -115,8 +115,9 @@ class _Connection:
                 if self._http.our_state is not h11.DONE:
                     return
                 self._http.start_next_cycle()
-        except (h11.ProtocolError, FormatError):
-            return  # it breaks the rules of HTTP, or of WebSockets
+        except (h11.ProtocolError, FormatError, ValueError):
+            # It breaks the rules of HTTP, or of WebSockets (ValueError: by h11 up to 0.14).
+            return
 
     def _path(self, target: bytes) -> str | None:
         """What stands behind the token; None if the token is wrong."""
