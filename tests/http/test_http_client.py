@@ -360,6 +360,14 @@ async def test_an_answer_in_parts_to_a_request_for_one_is_no_range(client: HttpC
         assert await client.get_span(f"{url}/x", Span(0, 2)) == b"ok"
 
 
+async def test_a_whole_file_that_is_the_part_asked_for_is_no_fault(client: HttpClient) -> None:
+    async with answering(OK, OK, OK) as (url, _):
+        assert await client.get_span(f"{url}/x", Span(0, 2)) == b"ok"
+        for other in (Span(0, 1), Span(1, 1)):
+            with pytest.raises(RangesIgnoredError):
+                await client.get_span(f"{url}/x", other)
+
+
 async def test_how_fast_a_server_is_does_not_count_the_wait_for_its_answers(
     directory: Path, client: HttpClient
 ) -> None:

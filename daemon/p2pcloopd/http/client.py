@@ -490,7 +490,7 @@ def _check(answer: h11.Response, span: Span | None, method: bytes) -> None:
                     status_code=answer.status_code,
                 )
             )
-        case 200 if span is not None:
+        case 200 if span is not None and not _is_all(headers, span):
             raise RangesIgnoredError("the server ignores ranges (status 200 where 206 must be)")
         case 206 if span is not None:
             _check_range(headers, span)
@@ -509,6 +509,14 @@ def _check(answer: h11.Response, span: Span | None, method: bytes) -> None:
             raise UnreachableError(tr("the server answers with status {status}", status=status))
     if headers.get(b"content-encoding", "").strip().lower() not in ("", "identity"):
         raise FormatError("the server changes the content (Content-Encoding)")
+
+
+def _is_all(headers: dict[bytes, str], span: Span) -> bool:
+    """Whether an answer with a whole file is what was asked for: no more is in the file.
+
+    Some servers then answer as if no part had been asked for (RFC 9110, 14.2 allows it).
+    """
+    return span.offset == 0 and headers.get(b"content-length") == str(span.length)
 
 
 def _check_range(headers: dict[bytes, str], span: Span) -> None:
