@@ -117,6 +117,7 @@ _HINTS = {
     codes.EACCES: "check the permissions of the file and its folder",
     codes.EROFS: "it is mounted read-only: choose another place",
     codes.ENAMETOOLONG: "choose a shorter name",
+    codes.ELOOP: "symbolic links there lead to each other: remove one of them",
     codes.ENOTDIR: "a file lies where a folder is needed: move it away",
     codes.EIO: "the disk or its connection has a fault: `dmesg` tells more",
 }

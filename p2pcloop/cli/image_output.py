@@ -175,7 +175,7 @@ def _choose_form(out: Path, version: int | None, codec: str | None) -> Form:
 def _kind(out: Path) -> Literal["file", "stream", "disk"]:
     if out == STDOUT:
         return "stream"
-    mode = out.stat().st_mode if out.exists() else 0
+    mode = _mode(out)
     if stat.S_ISSOCK(mode):
         raise UsageError(
             tr("{out} is a socket", out=out), hint="choose a file, a pipe or a disk for OUT"
@@ -183,6 +183,20 @@ def _kind(out: Path) -> Literal["file", "stream", "disk"]:
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         return "stream"
     return "disk" if stat.S_ISBLK(mode) else "file"
+
+
+def _mode(out: Path) -> int:
+    """Type and permissions of what lies there; 0 if there is nothing.
+
+    Raises:
+        StorageError: it cannot be told: symbolic links that lead to themselves, say.
+    """
+    try:
+        return out.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0  # `check_place` tells more
+    except OSError as err:
+        raise storage_error(tr("cannot write {path}", path=out), err) from err
 
 
 def write_image(

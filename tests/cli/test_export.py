@@ -320,6 +320,16 @@ def test_a_link_to_nowhere_is_named(p2pcloop: Run, cloop: Path, tmp_path: Path) 
     assert str(tmp_path / "none") in ran.err
 
 
+def test_links_that_lead_to_themselves_stay(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for options in ((), ("--force",)):
+        ran = p2pcloop("export", cloop, tmp_path / "a", *options)
+        assert ran.code == 11
+        assert "symbolic links" in ran.err
+    assert (tmp_path / "a").is_symlink()
+
+
 def test_a_socket_is_refused(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as bound:
