@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from p2pcloop.cli.commands import ALIASES, COMMANDS, SECTIONS
-from p2pcloop.client.terminal import open_standard_streams, report_error, report_usage
+from p2pcloop.client.terminal import OUTPUT, open_standard_streams, report_error, report_usage
 from p2pcloop.errors import P2pcloopError, storage_error
 from p2pcloop.loading import loading
 from p2pcloop.text import printable
@@ -133,6 +133,16 @@ def _use_language() -> None:
         translate_command(cli)
 
 
+def _report_system(err: OSError, *, as_json: bool) -> int:
+    """Report an error of the system: of a file that the user named, or of the output."""
+    if err.filename in (None, OUTPUT):
+        # It may be that no output can be written, JSON neither. The interpreter must not flush it
+        # again. (click treats a pipe without a reader: exit code 1.)
+        sys.stdout, as_json = None, False
+    what = tr("cannot use {path}", path=err.filename) if err.filename else tr("the system refused")
+    return report_error(storage_error(what, err), as_json=as_json)
+
+
 def main() -> None:
     """Run the command line; every error ends as one line, a hint and its exit code."""
     open_standard_streams()
@@ -151,13 +161,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except OSError as err:
-        # A file that the user named, or output that cannot be written. The interpreter must not
-        # flush that output again. (click treats a pipe without a reader: exit code 1.)
-        sys.stdout = None
-        what = (
-            tr("cannot use {path}", path=err.filename) if err.filename else tr("the system refused")
-        )
-        sys.exit(report_error(storage_error(what, err)))  # no JSON: its stream may be what failed
+        sys.exit(_report_system(err, as_json=as_json))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _ERASE = "\r\033[K"
 """To the beginning of the line, and nothing in it (ECMA-48: CR, EL)."""
 
+OUTPUT = tr("the standard output")
+"""What errors of the standard output name as their file."""
+
 _drawn: list[str] = []
 """The line on the terminal that shows progress and is not ended, if there is one."""
 
@@ -140,7 +143,7 @@ def _name_output() -> None:
     old = sys.stdout
     if old is sys.__stdout__ and isinstance(old, io.TextIOWrapper):  # else a test's
         sys.stdout = io.TextIOWrapper(
-            io.BufferedWriter(_Named(1, tr("the standard output"))),
+            io.BufferedWriter(_Named(1, OUTPUT)),
             encoding=old.encoding,
             line_buffering=old.line_buffering,
         )

@@ -63,6 +63,14 @@ def test_an_error_is_json_where_that_is_asked_for(p2pcloop: Run, tmp_path: Path)
     assert error["message"] in ran.err
 
 
+def test_an_error_of_the_system_is_json_too(p2pcloop: Run, tmp_path: Path) -> None:
+    ran = p2pcloop("key", "import", "mine", str(tmp_path), "--json")  # it is a directory
+    assert ran.code == 11
+    error = json.loads(ran.out)["error"]
+    assert (error["class"], error["exit_code"]) == ("StorageError", 11)
+    assert str(tmp_path) in error["message"]
+
+
 @pytest.mark.parametrize(
     "words",
     [["run", "/nonexistent", "--", "jq", "--json"], ["export", "/nonexistent", "-", "--json"]],

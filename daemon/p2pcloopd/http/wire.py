@@ -23,7 +23,7 @@ _PACKET = 1500 - _HEADERS
 _OPENING_AND_CLOSING = 2 * _HEADERS
 
 
-def next_event(http: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+def next_event(http: h11.Connection) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
     """The next event of a connection.
 
     Raises:
