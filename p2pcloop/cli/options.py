@@ -170,7 +170,7 @@ def first_option(command: _Command) -> _Command:
         "--first-version",
         "first",
         is_flag=True,
-        help="With an imported key: nothing was published under this name yet.",
+        help="With a key that was not made here: nothing was published under this name yet.",
     )(command)
 
 

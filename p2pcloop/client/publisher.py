@@ -37,8 +37,16 @@ from p2pcloop.formats.seal import key_check, new_secret
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.stored import check_headers
 from p2pcloop.store.home import Home
-from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key, was_imported
+from p2pcloop.store.keys import (
+    DEFAULT_KEY,
+    load_key,
+    load_or_create_key,
+    mark_imported,
+    was_imported,
+    was_made_here,
+)
 from p2pcloop.store.profiles import find_profile
+from p2pcloop.store.records import Records
 from p2pcloop.store.removed import is_removed
 from p2pcloop.store.sources import known_source
 from p2pcloop.units import BLOCK_SIZE
@@ -134,7 +142,7 @@ class Publisher:
 
         Raises:
             UsageError: the label is not of the right form; the key is protected and there is no
-                terminal to ask at; or it was imported and no version of that name is known.
+                terminal to ask at; or it was made elsewhere and no version of that name is known.
             NotHereError: there is no key of that name.
             MismatchError: the passphrase is another one.
         """
@@ -144,11 +152,12 @@ class Publisher:
         name = Name(key.public_key().public_bytes_raw(), label)
         with home.publishing(label, lambda: _tell_waiting(name)):
             newest = newest_of(client, name)
-            if newest is None and not first and was_imported(home.keys, key_name or DEFAULT_KEY):
+            if newest is None and not first and _signs_elsewhere(home, key_name, name.key):
                 raise UsageError(
                     tr(
-                        "the key of {name} was imported, and what it signed under that name"
-                        " elsewhere is not known here: two versions of one number would be signed",
+                        "the key of {name} was not made in this home, and what it signed under that"
+                        " name elsewhere is not known here: two versions of one number would be"
+                        " signed",
                         name=name,
                     ),
                     hint="`p2pcloop update LINK` with the link of its newest version; or"
@@ -482,6 +491,19 @@ def serve_version(
 def reference(ref: StoredRef) -> ManifestRef:
     """The reference by which another manifest names this one."""
     return ManifestRef(ref.signed.id, parse_link(ref.link).manifest_torrent)
+
+
+def _signs_elsewhere(home: Home, key_name: str | None, public: bytes) -> bool:
+    """Whether a key may have signed in another home: it was imported, or its file was copied."""
+    key_name = key_name or DEFAULT_KEY
+    if was_imported(home.keys, key_name):
+        return True
+    if was_made_here(home.keys, key_name):
+        return False
+    if any(known.name.key == public for known in Records(home).names()):
+        return False  # all of a home was copied, or its key was made before there were marks
+    mark_imported(home.keys, key_name)  # it counts for the next names, too
+    return True
 
 
 def _tell_waiting(name: Name) -> None:

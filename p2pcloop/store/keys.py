@@ -1,6 +1,8 @@
 """The user's signing keys: `keys/<name>.key`, mode 0600, one Ed25519 key (RFC 8032) each.
 
 Beside an imported key there is an empty `<name>.imported`: the key may have signed elsewhere.
+Beside a key that was made here there is an empty `<name>.<start of the public key>-<inode>.made`.
+It fits no copy of the file, which would be an imported key without a mark.
 
 For the format see p2pcloop/formats/key_file.py. The file holds the public key, too, so that a
 damaged seed is noticed: it would be another key, and no new version of the images published with
@@ -13,7 +15,8 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,6 +30,7 @@ from p2pcloop.words import tr
 DEFAULT_KEY = "default"
 _SUFFIX = ".key"
 _IMPORTED = ".imported"
+_MADE = ".made"
 _NO_LINKS = tr("its file system knows no hard links: choose another --home, on ext4 for example")
 
 AskPassphrase = Callable[[str], str]
@@ -54,7 +58,7 @@ def load_or_create_key(
     """
     path = key_path(keys_dir, name)
     if not path.exists():
-        _put(path, format_key_text(Ed25519PrivateKey.generate(), None))
+        _put(path, format_key_text(Ed25519PrivateKey.generate(), None), made=True)
     return _open(path, ask)
 
 
@@ -129,8 +133,8 @@ def store_key(keys_dir: Path, name: str, text: bytes, *, imported: bool = False)
     path = key_path(keys_dir, name)
     key = parse_key_text(text, tr("what is to be imported"))
     if imported and not path.exists():
-        _put(_mark_of(path), b"")  # first, so that an imported key is never taken for one made here
-    if not _put(path, text):
+        mark_imported(keys_dir, name)  # first, so that it is never taken for one made here
+    if not _put(path, text, made=not imported):
         raise UsageError(
             tr("there is a key {name!r} already, and it is never replaced", name=name),
             hint="give another name, or move the file away yourself",
@@ -140,11 +144,29 @@ def store_key(keys_dir: Path, name: str, text: bytes, *, imported: bool = False)
 
 def was_imported(keys_dir: Path, name: str) -> bool:
     """Whether the key of that name was made elsewhere, where it may have signed."""
-    return _mark_of(key_path(keys_dir, name)).exists()
+    return key_path(keys_dir, name).with_suffix(_IMPORTED).exists()
 
 
-def _mark_of(path: Path) -> Path:
-    return path.with_suffix(_IMPORTED)
+def mark_imported(keys_dir: Path, name: str) -> None:
+    """Note that the key of that name was made elsewhere.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    _put(key_path(keys_dir, name).with_suffix(_IMPORTED), b"")
+
+
+def was_made_here(keys_dir: Path, name: str) -> bool:
+    """Whether the file of the key of that name is the one that was made here, and no copy.
+
+    Files of keys that were made before November 2026 do not tell. Errors as of `read_key`.
+    """
+    path = key_path(keys_dir, name)
+    return _made_mark(path, read_key(keys_dir, name), path.stat().st_ino).exists()
+
+
+def _made_mark(path: Path, key: KeyText, inode: int) -> Path:
+    return path.with_suffix(f".{key.public.hex()[:16]}-{inode}{_MADE}")
 
 
 def key_path(keys_dir: Path, name: str) -> Path:
@@ -156,8 +178,12 @@ def key_path(keys_dir: Path, name: str) -> Path:
     return keys_dir / f"{check_label(name)}{_SUFFIX}"
 
 
-def _put(path: Path, text: bytes) -> bool:
-    """Make a key file, whole and durable, if no file has that name; return whether none had."""
+def _put(path: Path, text: bytes, *, made: bool = False) -> bool:
+    """Make a key file, whole and durable, if no file has that name; return whether none had.
+
+    Args:
+        made: mark it as made here.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, hidden = tempfile.mkstemp(prefix=".new-", dir=path.parent)  # mode 0600
@@ -166,10 +192,10 @@ def _put(path: Path, text: bytes) -> bool:
                 file.write(text)
                 file.flush()
                 os.fsync(descriptor)
-            try:
+            with _marked(path, text, hidden) if made else nullcontext():
                 os.link(hidden, path)
-            except FileExistsError:
-                return False
+        except FileExistsError:
+            return False
         finally:
             Path(hidden).unlink()
         sync_directory(path.parent)
@@ -177,6 +203,19 @@ def _put(path: Path, text: bytes) -> bool:
         hint = _NO_LINKS if err.errno in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP) else None
         raise storage_error(tr("cannot make the key {path}", path=path), err, hint=hint) from err
     return True
+
+
+@contextmanager
+def _marked(path: Path, text: bytes, hidden: str) -> Iterator[None]:
+    """Mark a key as made here, before it gets its name in this context: as soon as others see the
+    key, they see the mark. Where it does not get its name the mark goes."""
+    mark = _made_mark(path, parse_key_text(text, str(path)), Path(hidden).stat().st_ino)
+    mark.touch(0o600)
+    try:
+        yield
+    except BaseException:
+        mark.unlink()
+        raise
 
 
 def _open(path: Path, ask: AskPassphrase | None) -> Ed25519PrivateKey:

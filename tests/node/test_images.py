@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,32 @@ def test_a_key_that_was_imported_signs_no_second_version_1(
     assert fresh["version"] == 1
     image.write_bytes(RAW)
     assert other.json("seed", image, "--name", "fresh", "--raw")["version"] == 2
+
+
+def test_a_key_whose_file_was_copied_signs_no_second_version_1(
+    nodes: Nodes, publisher: Node, tmp_path: Path
+) -> None:
+    first = published(publisher, tmp_path, 1)
+    image = tmp_path / "disk.img"
+    file, folder, whole = nodes.make(), nodes.make(), nodes.make()
+    file.home.create()
+    shutil.copy2(publisher.home.keys / "default.key", file.home.keys)
+    folder.home.create()
+    shutil.copytree(publisher.home.keys, folder.home.keys, dirs_exist_ok=True)
+    for other in (file, folder):
+        for name in ("disk", "another"):
+            words = ("seed", image, "--name", name, "--raw")
+            refused = other.run(*words, code=UsageError.exit_code)
+            assert "was not made in this home" in refused.err
+            assert "p2pcloop update LINK" in refused.err
+        other.run("update", first["link"])
+        assert published(other, tmp_path, 2)["version"] == 2
+        other.run(*words, code=UsageError.exit_code)
+        assert other.json(*words, "--first-version")["version"] == 1
+    publisher.run("daemon", "stop")
+    shutil.copytree(publisher.root, whole.root, symlinks=True, dirs_exist_ok=True)
+    assert published(whole, tmp_path, 2)["version"] == 2  # it knows what it published
+    assert whole.json("seed", image, "--name", "another", "--raw")["version"] == 1
 
 
 def test_a_key_by_its_first_characters_and_an_image_of_ones_own_by_its_label(

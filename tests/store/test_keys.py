@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.errors import FormatError, MismatchError, NotHereError, StorageError, UsageError
 from p2pcloop.formats.key_file import format_key_text
-from p2pcloop.store.keys import list_keys, load_key, load_or_create_key, read_key, store_key
+from p2pcloop.store.keys import (
+    list_keys,
+    load_key,
+    load_or_create_key,
+    read_key,
+    store_key,
+    was_imported,
+    was_made_here,
+)
 
 PROTECTED = Path(__file__).parents[1] / "data" / "key-v2.key"
 
@@ -47,7 +56,7 @@ def test_first_use_makes_a_private_key_that_stays(keys: Path) -> None:
         os.umask(old)
     again = load_or_create_key(keys)
     assert again.private_bytes_raw() == key.private_bytes_raw()
-    assert [path.name for path in keys.iterdir()] == ["default.key"]
+    assert [path.name for path in keys.glob("*.key")] == ["default.key"]
     assert (keys / "default.key").stat().st_mode & 0o777 == 0o600
     assert keys.stat().st_mode & 0o777 == 0o700
     again.public_key().verify(key.sign(b"message"), b"message")
@@ -126,7 +135,19 @@ def test_all_who_come_first_get_one_key(keys: Path) -> None:
         thread.join(60)
     assert len(found) == 8
     assert len(set(found)) == 1
-    assert [path.name for path in keys.iterdir()] == ["default.key"]
+    assert [path.name for path in keys.glob("*.key")] == ["default.key"]
+    assert len(list(keys.iterdir())) == 2, "the key and its mark"
+    assert was_made_here(keys, "default")
+
+
+def test_a_copy_of_a_key_was_not_made_there(keys: Path, tmp_path: Path) -> None:
+    store_key(keys, "old.one", TEXT)
+    assert was_made_here(keys, "old.one")
+    copied = shutil.copytree(keys, tmp_path / "copied")
+    assert not was_made_here(copied, "old.one")
+    store_key(keys, "given", TEXT, imported=True)
+    assert was_imported(keys, "given")
+    assert not was_made_here(keys, "given")
 
 
 def test_a_full_disk_leaves_no_half_key(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
