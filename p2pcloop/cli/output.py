@@ -33,14 +33,15 @@ def check_place(path: Path) -> None:
         )
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, home: Home) -> None:
     """Check that a file can be made, or written if it exists; change nothing.
 
     Raises:
-        UsageError: it is a folder.
+        UsageError: it is a folder, or a file that the node serves.
         StorageError: there is no folder for it, or no permission.
     """
     check_place(path)
+    check_unserved(path, home)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise storage_error(tr("cannot write {path}", path=path), PermissionError(errno.EACCES, ""))
 
@@ -52,8 +53,6 @@ def check_not_served(path: Path, home: Home) -> None:
         UsageError: it would.
         StorageError: the path or the store cannot be read.
     """
-    from p2pcloop.store.in_place import serves  # noqa: PLC0415  for commands that write images
-
     place = Path(os.path.realpath(path))
     inside = place.is_relative_to(os.path.realpath(home.root))
     if (inside and path.exists()) or _is_in_store(place, home):
@@ -61,10 +60,24 @@ def check_not_served(path: Path, home: Home) -> None:
             tr("{path} lies in the node's home, {root}", path=path, root=home.root),
             hint="choose another name",
         )
+    check_unserved(path, home)
+
+
+def check_unserved(path: Path, home: Home) -> None:
+    """Check that a command does not write over a file that the node serves, by any of its names.
+
+    Raises:
+        UsageError: it would.
+        StorageError: the path or the store cannot be read.
+    """
+    if not path.is_file():
+        return
+    from p2pcloop.store.in_place import serves  # noqa: PLC0415  for files that are there
+
     if serves(home.torrents, path):
         raise UsageError(
             tr("{path}: this node serves it, and its readers rely on every byte", path=path),
-            hint="choose another name for OUT",
+            hint="choose another file",
         )
 
 

@@ -42,6 +42,30 @@ def test_what_the_node_serves_is_not_written_over(node: Node, tmp_path: Path) ->
     assert node.json("verify", name)["bad"] == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("cp", "g1:/etc/hostname", "{own}"),
+        ("cp", "g1:/etc/own.cloop", "{folder}"),
+        ("boot", "image", "--console", "{own}"),
+        ("boot", "image", "--report", "{own}"),
+        ("run", "image", "--console", "{own}", "--", "true"),
+        ("run", "image", "--report", "{own}", "--", "true"),
+        ("resume", "image", "--report", "{own}"),
+    ],
+    ids=" ".join,
+)
+def test_no_command_writes_over_what_the_node_serves(
+    node: Node, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    own = write_cloop_file(tmp_path / "own.cloop", RAW)
+    node.seed(own, "image")
+    before = own.read_bytes()
+    ran = node.run(*(word.format(own=own, folder=tmp_path) for word in words), code=2)
+    assert "this node serves it" in ran.err
+    assert own.read_bytes() == before
+
+
 def test_what_a_mirror_directory_serves_is_not_written_over(node: Node, tmp_path: Path) -> None:
     """A node that has an image from a directory reads it there."""
     directory = tmp_path / "mirror"

@@ -145,7 +145,7 @@ def command(
     screen.check()
     file = None if console == "stdio" else Path(console)
     if file is not None:
-        check_writable(file)
+        check_writable(file, options.home)
 
     boot = _Boot(
         ref,

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import home_option
+from p2pcloop.cli.output import check_unserved
 from p2pcloop.client.terminal import check_output_open, notify
 from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
@@ -76,6 +77,9 @@ def command(source: str, target: str, base: str | None, home: Home) -> None:
     inside, outside = _inside(source), _inside(target)
     if target == STANDARD_STREAM:
         check_output_open()
+    elif inside is not None:
+        copy = Path(target)
+        check_unserved(copy / Path(inside.path).name if copy.is_dir() else copy, home)
     place = inside or outside
     if place is None or (inside is not None and outside is not None):
         many = tr("neither is") if place is None else tr("both are")

@@ -44,7 +44,7 @@ def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan])
     started = time.monotonic()
     log_to_stderr(logging.WARNING, "p2pcloop: %(message)s", end="\r")
     if options.report is not None:
-        check_writable(options.report)
+        check_writable(options.report, options.home)
     check_ports(options)
     if options.firmware is not None and options.vm != "qemu":
         raise UsageError("--firmware is for guests in QEMU", hint="give `--vm qemu` with it")

@@ -145,7 +145,7 @@ class _Guest:
         begun = time.monotonic()
         log_to_stderr(logging.WARNING, "p2pcloop: %(message)s", end="\r")
         if options.report is not None:
-            check_writable(options.report)
+            check_writable(options.report, options.home)
         check_ports(options)
         options.net.check()
         home = options.home

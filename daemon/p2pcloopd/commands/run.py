@@ -57,7 +57,7 @@ def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, con
     It finds /proc, /sys, /dev and an empty /run, and starts in root's home. Processes that it
     leaves behind end with it. Without --overlay its changes are lost.
     """
-    check_writable(console)
+    check_writable(console, options.home)
 
     def plan() -> Plan:
         # Loaded while p2pcloopd starts: see guest_command.py.
