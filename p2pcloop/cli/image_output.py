@@ -27,13 +27,14 @@ from p2pcloop.formats.cloop_writer import (
     write_cloop,
 )
 from p2pcloop.formats.containers import CONTAINERS
+from p2pcloop.formats.named import sync_names
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.cloop_blocks import find_stored
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.qemu_img import pack_qcow2
-from p2pcloop.store.home import sync_directory
+from p2pcloop.store.file_facts import set_mode
 from p2pcloop.units import format_size
 from p2pcloop.words import tr
 
@@ -375,6 +376,6 @@ def take_place(made: Path, path: Path) -> None:
     """Rename a durable file to `path`, with the mode of any new file."""
     umask = os.umask(0)
     os.umask(umask)
-    made.chmod(0o666 & ~umask)
+    set_mode(made, 0o666 & ~umask)
     made.replace(path)
-    sync_directory(path.parent)
+    sync_names(path.parent)

@@ -1,4 +1,4 @@
-"""Open files that still have the name by which they were opened.
+"""Names of files: durable ones, and open files that still have the name by which they were opened.
 
 Between open(2) and flock(2) another process may rename or delete a file: the lock is then held on a
 file that has no name any more, beside another holder of the name.
@@ -13,6 +13,22 @@ from pathlib import Path
 
 _TRIES = 64
 """Attempts. More would mean that the file system's inode numbers are not stable."""
+
+
+def sync_names(folder: Path) -> None:
+    """Make the names in a folder durable, as far as its file system can.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # fsync(2): it syncs no folders (shared folders of some VMs)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def has_name(descriptor: int, path: Path) -> bool:

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from p2pcloop.errors import BusyError, FormatError, NotHereError, StorageError, storage_error
 from p2pcloop.formats.holes import next_data, next_hole, punch_hole
-from p2pcloop.formats.named import open_named
+from p2pcloop.formats.named import open_named, sync_names
 from p2pcloop.words import tr
 
 _View: TypeAlias = "memoryview | bytearray | bytes"
@@ -105,7 +105,7 @@ class OverlayFile:
             os.fsync(self._fd)
             os.link(self.path, path)
             self.path.unlink()
-            _sync_folder(path)
+            sync_names(path.parent)
         except OSError as err:
             raise _error(err, "make", path) from err
         self.path = path
@@ -119,7 +119,7 @@ class OverlayFile:
         try:
             os.fsync(self._fd)
             self.path.replace(path)
-            _sync_folder(path)
+            sync_names(path.parent)
         except OSError as err:
             raise _error(err, "replace", path) from err
         self.path = path
@@ -251,14 +251,6 @@ class OverlayFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 _HINTS = {

@@ -38,11 +38,11 @@ from p2pcloop.errors import (
     UsageError,
     storage_error,
 )
-from p2pcloop.formats.named import open_named
+from p2pcloop.formats.named import open_named, sync_names
 from p2pcloop.formats.timeline import Timeline, decode_timeline
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord, decode_record, encode_record
-from p2pcloop.store.home import Home, sync_directory
+from p2pcloop.store.home import Home
 from p2pcloop.text import printable
 from p2pcloop.words import tr
 
@@ -408,7 +408,7 @@ class OwnGuest:
                     os.fsync(file.fileno())
             new.replace(path)
             if record.kept:
-                sync_directory(path.parent)
+                sync_names(path.parent)
         except OSError as err:
             raise storage_error(tr("cannot write {path}", path=path), err) from err
         self.record = record

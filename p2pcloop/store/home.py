@@ -42,7 +42,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, UsageError, storage_error
-from p2pcloop.formats.named import has_name, open_named
+from p2pcloop.formats.named import has_name, open_named, sync_names
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.default_root import default_root
 from p2pcloop.words import tr
@@ -381,12 +381,6 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(fd)
         new.replace(path)
-        sync_directory(path.parent)
+        sync_names(path.parent)
     except OSError as err:
         raise storage_error(tr("cannot write {path}", path=path), err) from err
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    with _open_directory(path) as fd:
-        os.fsync(fd)

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pcloop.errors import NotHereError, UsageError, storage_error
 from p2pcloop.formats.key_file import MAX_KEY_TEXT, KeyText, format_key_text, parse_key_text
 from p2pcloop.formats.name import check_label
-from p2pcloop.store.home import sync_directory
+from p2pcloop.formats.named import sync_names
 from p2pcloop.words import tr
 
 DEFAULT_KEY = "default"
@@ -198,7 +198,7 @@ def _put(path: Path, text: bytes, *, made: bool = False) -> bool:
             return False
         finally:
             Path(hidden).unlink()
-        sync_directory(path.parent)
+        sync_names(path.parent)
     except OSError as err:
         hint = _NO_LINKS if err.errno in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP) else None
         raise storage_error(tr("cannot make the key {path}", path=path), err, hint=hint) from err

@@ -21,9 +21,9 @@ from p2pcloop.errors import FormatError, MismatchError, UsageError, storage_erro
 from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, parse_link
 from p2pcloop.formats.mirror import MirrorPath, RecordPath
 from p2pcloop.formats.name import Name
-from p2pcloop.formats.named import open_named
+from p2pcloop.formats.named import open_named, sync_names
 from p2pcloop.formats.record import SignedRecord, open_record
-from p2pcloop.store.home import sync_directory
+from p2pcloop.store.file_facts import set_mode
 from p2pcloop.store.in_place import HeldFile
 from p2pcloop.words import tr
 
@@ -192,7 +192,7 @@ class MirrorDirectory:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield fd
-            os.fchmod(fd, _MODE)  # the web server may run as any user
+            set_mode(fd, _MODE)  # the web server may run as any user
             os.fsync(fd)
             new.replace(where)
         except BaseException:
@@ -200,7 +200,7 @@ class MirrorDirectory:
             raise
         finally:
             os.close(fd)
-        sync_directory(where.parent)
+        sync_names(where.parent)
 
 
 @contextmanager

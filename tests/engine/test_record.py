@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from p2pcloop.formats import named
 from p2pcloop.formats.link import MAX_LINK_LENGTH
-from p2pcloop.store import home
 from p2pcloopd.engine.disk import record as disk_record
 from p2pcloopd.engine.disk.content import Content
 from p2pcloopd.engine.disk.metainfo import TorrentLayout
@@ -40,9 +40,9 @@ def test_the_directories_are_durable_before_a_bit_can_say_that_content_is(
 
     def sync(path: Path) -> None:
         synced.append((path, (torrent.directory / "have").exists()))
-        home.sync_directory(path)
+        named.sync_names(path)
 
-    monkeypatch.setattr(disk_record, "sync_directory", sync)
+    monkeypatch.setattr(disk_record, "sync_names", sync)
     torrent.create()
     assert synced == []
     layout = TorrentLayout("layer", ((PurePosixPath("layer/pack"), 5),), 16384, 5)

@@ -3,9 +3,12 @@ two holders of one name, or a holder of a file that is gone."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from p2pcloop.errors import NotHereError, StorageError
 from p2pcloop.formats.named import open_named
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
-from p2pcloop.store.home import Home
+from p2pcloop.store.home import Home, replace_file
 from p2pcloop.store.mirror import open_mirror_directory
 from p2pcloop.units import BLOCK_SIZE
 from tests.support.descriptors import open_descriptors
@@ -124,3 +127,22 @@ def test_a_file_system_whose_inode_numbers_say_nothing_is_no_endless_loop(
     with pytest.raises(StorageError, match="Stale"):
         Overlay.open(overlay, image_id=IMAGE)
     assert open_descriptors() <= descriptors
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_syncs_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As shared folders of some virtual machines; the files are synced."""
+    fsync = os.fsync
+
+    def refuse(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with nullcontext() if number == errno.EINVAL else pytest.raises(StorageError):
+        replace_file(tmp_path / "names", b"new")
+        Overlay.create(tmp_path / "mine.delta", image_id=IMAGE, image_size=8 * BLOCK_SIZE).close()
+        assert (tmp_path / "names").read_bytes() == b"new"

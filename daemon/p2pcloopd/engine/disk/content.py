@@ -15,8 +15,8 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from p2pcloop.errors import FormatError, StorageError, storage_error
+from p2pcloop.formats.named import sync_names
 from p2pcloop.parallel import ordered_map
-from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import HeldFile, Stamp
 from p2pcloop.words import tr
 from p2pcloopd.engine.disk.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
@@ -206,7 +206,7 @@ class Content:
             directories.update(p for p in path.parents if p.is_relative_to(top) and p.is_dir())
         try:
             for directory in directories:
-                sync_directory(directory)
+                sync_names(directory)
         except OSError as err:
             raise storage_error(tr("cannot sync {top}", top=top), err) from err
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import msgpack
 
 from p2pcloop.errors import storage_error
-from p2pcloop.store.home import replace_file, sync_directory
+from p2pcloop.formats.named import sync_names
+from p2pcloop.store.home import replace_file
 from p2pcloop.words import tr
 
 COPIES = "copies"
@@ -79,7 +80,7 @@ def take_over(directory: Path, now: Places, copy: Places) -> None:
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(place)
             fresh.replace(link)
-            sync_directory(link.parent)
+            sync_names(link.parent)
         except OSError as err:
             raise storage_error(tr("cannot make {link}", link=link), err) from err
 

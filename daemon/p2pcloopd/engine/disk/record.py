@@ -22,9 +22,10 @@ import msgpack
 
 from p2pcloop.errors import FormatError, NotHereError, storage_error
 from p2pcloop.formats.mirror import build_metainfo, extract_info
+from p2pcloop.formats.named import sync_names
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.have import HaveFile
-from p2pcloop.store.home import replace_file, sync_directory
+from p2pcloop.store.home import replace_file
 from p2pcloop.words import tr
 from p2pcloopd.engine.disk.content import Content
 from p2pcloopd.engine.disk.metainfo import MAX_METADATA_SIZE, TorrentLayout
@@ -159,8 +160,8 @@ class Record:
     def _sync_names(self) -> None:
         """Make the names of the directories durable."""
         try:
-            sync_directory(self.directory)
-            sync_directory(self.directory.parent)
+            sync_names(self.directory)
+            sync_names(self.directory.parent)
         except OSError as err:
             raise storage_error(tr("cannot use {path}", path=self.directory), err) from err
 

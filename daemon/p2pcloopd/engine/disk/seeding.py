@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, storage_error
+from p2pcloop.formats.named import sync_names
 from p2pcloop.store.have import HaveFile
-from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import save_stamps
 from p2pcloop.words import tr
 from p2pcloopd.engine.disk.content import Content, hash_pieces, scan
@@ -78,7 +78,7 @@ def move_into_place(staging: Path, directory: Path) -> None:
             old = Path(tempfile.mkdtemp(prefix=OLD_PREFIX, dir=staging.parent))
             directory.rename(old / "torrent")
         staging.rename(directory)
-        sync_directory(directory.parent)
+        sync_names(directory.parent)
         if old is not None:
             shutil.rmtree(old)
     except OSError as err:
@@ -96,7 +96,7 @@ def remove_directory(directory: Path, tmp: Path) -> None:
     try:
         old = Path(tempfile.mkdtemp(prefix=OLD_PREFIX, dir=tmp))
         directory.rename(old / "torrent")
-        sync_directory(directory.parent)
+        sync_names(directory.parent)
         shutil.rmtree(old)
     except OSError as err:
         raise storage_error(tr("cannot remove {path}", path=directory), err) from err

@@ -28,6 +28,7 @@ from p2pcloop.errors import (
     StorageError,
     storage_error,
 )
+from p2pcloop.store.file_facts import set_mode
 from p2pcloop.words import tr
 from p2pcloopd.guest.channel.tree import Unpacker, directories_below, pack_tree, read_file
 from p2pcloopd.guest.console.console import read_ready
@@ -319,7 +320,7 @@ class _Receiver:
         self._file = open(path, "wb")  # noqa: SIM115  closed by `close`
         if is_new:
             self._new = path
-            os.fchmod(self._file.fileno(), mode)
+            set_mode(self._file.fileno(), mode)
 
     def _open_directory(self) -> None:
         if self._target == STANDARD_STREAM:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.tar import Kind, Member, TarReader
+from p2pcloop.store.file_facts import set_mode, set_time
 from p2pcloop.words import tr
 
 _CHUNK = 1 << 16
@@ -169,7 +170,7 @@ class Unpacker:
             member = self._directories[parts]
             with self._opened(parts) as fd:
                 _set_time(fd, member)
-                os.fchmod(fd, member.mode & _PERMISSIONS)
+                set_mode(fd, member.mode & _PERMISSIONS)
 
     def _made_directories(self) -> Iterator[tuple[bytes, ...]]:
         return (parts for parts in self._directories if parts in self._made)
@@ -241,7 +242,7 @@ class Unpacker:
         try:
             if self._member is not None and not self._remaining:
                 _set_time(fd, self._member)
-                os.fchmod(fd, self._member.mode & _PERMISSIONS)
+                set_mode(fd, self._member.mode & _PERMISSIONS)
         finally:
             os.close(fd)
 
@@ -271,8 +272,7 @@ class Unpacker:
 
 
 def _set_time(fd: int, member: Member) -> None:
-    seconds = min(member.modified, _LATEST)
-    os.utime(fd, (seconds, seconds))
+    set_time(fd, min(member.modified, _LATEST))
 
 
 def _parts(name: bytes) -> tuple[bytes, ...]:

@@ -23,6 +23,7 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import GuestError, MismatchError, UsageError, storage_error
 from p2pcloop.formats.filesystem import PROBE_SIZE, ROOT_TYPES, describe, detect_filesystem
+from p2pcloop.formats.named import sync_names
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import never_missing
@@ -31,7 +32,7 @@ from p2pcloop.image.zeros import files_device
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import inspect_file
 from p2pcloop.making.pack import read_start
-from p2pcloop.store.home import Home, sync_directory
+from p2pcloop.store.home import Home
 from p2pcloop.store.overlays import register_overlay
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
@@ -163,7 +164,7 @@ def import_layer(wanted: Import) -> Imported:
             os.link(hidden, wanted.overlay)
         except FileExistsError as err:
             raise already_there(wanted.overlay) from err
-        sync_directory(wanted.overlay.parent)
+        sync_names(wanted.overlay.parent)
     if isinstance(wanted.target, StoredRef):
         register_overlay(wanted.home, wanted.overlay, wanted.target.signed.id)
     return imported
