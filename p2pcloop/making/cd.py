@@ -27,7 +27,7 @@ from p2pcloop.formats.iso9660 import read_volume
 from p2pcloop.frozen import dataclass
 from p2pcloop.making.image_file import Part
 from p2pcloop.making.local import inspect_file
-from p2pcloop.making.qemu_img import start_tool
+from p2pcloop.making.qemu_img import start_tool, with_name
 from p2pcloop.words import tr
 
 _MEMORY = 2 << 30
@@ -175,6 +175,7 @@ def write_cd(cd: LiveCd, image: Path, out: Path, progress: Callable[[int, int], 
             code = _run(command, file.fileno(), errors.fileno(), out, total, progress)
             errors.seek(0)
             said = " ".join(errors.read(4096).decode("utf-8", "replace").split())
+            said = with_name(said, cd.name)
     except OSError as err:
         raise storage_error(tr("cannot write {path}", path=out), err) from err
     if code:

@@ -35,9 +35,13 @@ _LEAKS, _NO_CHECK = 3, 63
 """Exit codes of `qemu-img check`: room is lost, but no content; the format has no check."""
 
 _AGAIN = "fetch or copy it again"
+_REPAIR = tr(
+    "fetch or copy it again; `qemu-img check -r all` repairs one whose writer was ended by force"
+)
 _OUR_NAME = re.compile(
     r"qemu-img: |Could not open '(json:\{.*\}|/proc/self/fd/\d+)': |'?json:\{.*\}'?:? ?"
 )
+_DESCRIPTOR = re.compile(r"(?:stdio:)?/proc/self/fd/\d+")
 _MAPPED = re.compile(rb'"length": (\d+),.*"data": true(?:.*"offset": (\d+))?')
 _PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
 
@@ -70,8 +74,12 @@ def unpack_disk(kind: str, path: Path, out: Path, progress: Progress, *, name: P
         checked = _run(["check", "-q", source], fd, timeout=None)
         if checked.returncode not in (0, _LEAKS, _NO_CHECK):
             raise FormatError(
-                tr("{name} is damaged or cut off: {checked}", name=name, checked=_said(checked)),
-                hint=_AGAIN,
+                tr(
+                    "{name} is damaged or cut off: {checked}",
+                    name=name,
+                    checked=_said(checked, name),
+                ),
+                hint=_REPAIR,
             )
         check_room(out.parent, _data_size(source, fd, size, name), name)
         _convert(source, fd, out, lambda share: progress(int(share * device)), name)
@@ -94,7 +102,7 @@ def pack_qcow2(raw: Path, out: Path, *, name: Path) -> None:
             timeout=None,
         )
     if done.returncode:
-        said = _said(done)
+        said = _said(done, name)
         if os.strerror(errno.ENOSPC) in said:
             raise storage_error(tr("cannot write {name}", name=name), OSError(errno.ENOSPC, ""))
         raise StorageError(
@@ -120,7 +128,8 @@ def _device_size(source: str, fd: int, name: Path) -> int:
         size = int(json.loads(done.stdout)["virtual-size"])
     except (ValueError, KeyError, TypeError) as err:
         raise FormatError(
-            tr("qemu-img cannot read {name}: {done}", name=name, done=_said(done)), hint=_AGAIN
+            tr("qemu-img cannot read {name}: {done}", name=name, done=_said(done, name)),
+            hint=_REPAIR,
         ) from err
     check_image_size(size)
     return size
@@ -165,7 +174,7 @@ def _data_size(source: str, fd: int, size: int, name: Path) -> int:
                         end = max(end, int(found[1]) + int(found[2]))
         errors.seek(0)
         if process.returncode:
-            said = _words(errors.read(4096), process.returncode)
+            said = _words(errors.read(4096), process.returncode, name)
             raise FormatError(
                 tr("qemu-img cannot read {name}: {said}", name=name, said=said), hint=_AGAIN
             )
@@ -187,7 +196,7 @@ def _convert(
         errors.seek(0)
         said = errors.read(4096)
     if process.returncode:
-        message = _words(said, process.returncode)
+        message = _words(said, process.returncode, name)
         if os.strerror(errno.ENOSPC) in message:
             raise StorageError(
                 tr("there is no room for the content of {name}", name=name),
@@ -261,14 +270,19 @@ def start_tool(
     return process
 
 
-def _said(done: subprocess.CompletedProcess[bytes]) -> str:
-    return _words(done.stderr, done.returncode)
+def _said(done: subprocess.CompletedProcess[bytes], name: Path) -> str:
+    return _words(done.stderr, done.returncode, name)
 
 
-def _words(said: bytes, code: int) -> str:
-    """The start of its message, without the name that stands for the descriptor."""
+def _words(said: bytes, code: int, name: Path) -> str:
+    """The start of its message."""
     lines = said.decode("utf-8", "replace").splitlines()
     text = next(
         (line.strip() for line in lines if line.strip()), tr("it ended with {code}", code=code)
     )
-    return _OUR_NAME.sub("", text)[:300]
+    return with_name(_OUR_NAME.sub("", text), name)[:300]
+
+
+def with_name(said: str, name: Path) -> str:
+    """The words of a program that got a file as a descriptor, with the file's name in them."""
+    return _DESCRIPTOR.sub(lambda _: str(name), said)

@@ -19,7 +19,7 @@ from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.containers import DISK_FORMATS, describe_other, detect_container
 from p2pcloop.formats.filesystem import PROBE_SIZE
 from p2pcloop.making.build import Progress
-from p2pcloop.making.qemu_img import check_room, start_tool, unpack_disk
+from p2pcloop.making.qemu_img import check_room, start_tool, unpack_disk, with_name
 from p2pcloop.units import MAX_IMAGE_SIZE
 from p2pcloop.words import tr
 
@@ -323,7 +323,8 @@ def _unsquashfs(
             raise
         if process.wait():
             errors.seek(0)
-            said = " ".join(errors.read(4096).decode("utf-8", "replace").split())[:300]
+            said = " ".join(errors.read(4096).decode("utf-8", "replace").split())
+            said = with_name(said, name)[:300]
             raise FormatError(
                 tr("{name} is damaged: unsquashfs says: {said}", name=name, said=said), hint=_AGAIN
             )

@@ -5,6 +5,7 @@ import gzip
 import lzma
 import random
 import struct
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from p2pcloop.formats.containers import DISK_FORMATS, detect_container
 from p2pcloop.formats.filesystem import PROBE_SIZE
 from p2pcloop.making import qemu_img
 from p2pcloop.making import unpack as unpack_module
+from p2pcloop.making.qemu_img import with_name
 from p2pcloop.making.unpack import unpack, unpack_nested
 from tests.support.images import ignore, make_image
 from tests.support.programs import tool
@@ -161,6 +163,25 @@ def test_compressed_disk_images(tmp_path: Path, options: tuple[str, ...]) -> Non
 
 
 @pytest.mark.interop
+def test_an_image_whose_writer_was_ended_by_force_can_be_repaired(tmp_path: Path) -> None:
+    dirty = tmp_path / "dirty.qcow2"
+    tool("qemu-img", "create", "-f", "qcow2", "-o", "lazy_refcounts=on", dirty, "4M")
+    subprocess.run(["qemu-io", "-c", "write 0 64k", "-c", "abort", dirty], timeout=60, check=False)
+    with pytest.raises(FormatError) as caught:
+        unpacked(tmp_path, "qcow2", dirty.read_bytes())
+    assert "qemu-img check -r all" in (caught.value.hint or "")
+    tool("qemu-img", "check", "-r", "all", dirty)
+    assert len(unpacked(tmp_path, "qcow2", dirty.read_bytes())) == 4 << 20
+
+
+def test_messages_of_programs_have_the_users_name() -> None:
+    said = "VHDX image file '/proc/self/fd/3' opened read-only, but contains a log"
+    assert with_name(said, Path("my.vhdx")).startswith("VHDX image file 'my.vhdx' opened")
+    said = "libisofs: FAILURE : Cannot open stdio:/proc/self/fd/17"
+    assert with_name(said, Path("my.iso")).endswith("Cannot open my.iso")
+
+
+@pytest.mark.interop
 def test_a_part_of_a_disk_image_is_named(tmp_path: Path) -> None:
     raw, packed = tmp_path / "raw", tmp_path / "made.vmdk"
     raw.write_bytes(RAW)
@@ -216,3 +237,4 @@ def test_a_file_system_that_lies_in_a_squashfs(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="unsquashfs says") as caught:
         unpack_nested(squashfs, 0, tmp_path / "none", ignore, name=cd)
     assert caught.value.hint
+    assert "/proc/" not in str(caught.value)
