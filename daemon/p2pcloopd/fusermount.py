@@ -78,7 +78,8 @@ def mounts_of(kind: str) -> list[Path]:
 
 def _table() -> list[Mounted]:
     found = []
-    for line in TABLE.read_text(errors="surrogateescape").splitlines():
+    # A mount point may hold any character but a line feed and a space, which are escaped.
+    for line in os.fsdecode(TABLE.read_bytes()).split("\n")[:-1]:
         # proc_pid_mountinfo(5): ID, parent, device, root, mount point, ..., "-", type, source, ...
         before, _, after = line.partition(" - ")
         fields = before.split(" ")

@@ -121,16 +121,20 @@ def _check_use(file: ImageFile, name: Path, partition: int, *, raw: bool) -> Non
         )
 
 
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
 def _written_at(device: Path) -> str:
     """The mount point of a block device that is mounted for writing, or "" (proc(5), mountinfo)."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+        mounts = os.fsdecode(_MOUNTS.read_bytes()).split("\n")[:-1]
     except OSError:
         return ""
     number = device.stat().st_rdev
     for mount in mounts:
+        # Names may hold any white space but a line feed, a tab and a space, which are escaped.
         fields, _, of_system = mount.partition(" - ")
-        _, _, numbers, _, where, *_ = fields.split()
+        _, _, numbers, _, where, *_ = fields.split(" ")
         _, source, options = of_system.split(" ", 2)
         same = numbers == f"{os.major(number)}:{os.minor(number)}" or source == str(device)
         if same and "rw" in options.split(","):

@@ -102,8 +102,8 @@ finally:
 def test_its_overlay_is_copied_as_it_is_now(
     spec: BlockServerSpec, tmp_path: Path, kept: bool
 ) -> None:
-    """Also one that nobody has flushed, and one that has no name."""
-    copies = tmp_path / "copies"
+    """Also one that nobody has flushed, and one that has no name; into a folder of any name."""
+    copies = tmp_path / "copies\nof \udcff"
     copies.mkdir()
     spec = replace(spec, overlay=spec.overlay if kept else TEMPORARY)
     copied: list[Path] = []

@@ -7,6 +7,7 @@ import pytest
 
 from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.image.device import ImageDevice
+from p2pcloop.making import local
 from p2pcloop.making.local import inspect_file, open_local
 from p2pcloop.making.opened import OpenImage
 from p2pcloop.making.pack import write_layer
@@ -253,6 +254,17 @@ def test_a_device_that_is_mounted_for_writing_is_refused(tmp_path: Path, ext4: b
             tool("umount", folder)
     finally:
         tool("losetup", "-d", device)
+
+
+def test_mount_points_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are other users' choice."""
+    table = tmp_path / "mountinfo"
+    names = "a\vb", "a\rb", "a\x85b", "a\u2028b", "a\x1cb", "a\\040b", "caf\udce9"
+    lines = [f"36 35 98:0 / /mnt/{name} rw - fuse.x x rw,user_id=1\n" for name in names]
+    table.write_bytes(os.fsencode("".join([*lines, "37 35 1:3 / /here rw - ext4 /dev/x rw\n"])))
+    monkeypatch.setattr(local, "_MOUNTS", table)
+    assert local._written_at(Path("/dev/null")) == "/here"  # of that number
+    assert local._written_at(Path("/dev/full")) == ""
 
 
 @needs_root

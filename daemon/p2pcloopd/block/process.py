@@ -106,7 +106,7 @@ class BlockServerProcess:
         """
         self._copying = order = os.fsencode(folder)
         try:
-            os.write(self._lifeline, order + b"\n")
+            os.write(self._lifeline, _to_line(order))
         except OSError as err:
             raise GuestError("the guest's block server has ended") from err
         while (event := await self._copies.receive()).fields["folder"] != order:
@@ -294,6 +294,15 @@ def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure
         return Failure(0, err)
 
 
+def _to_line(folder: bytes) -> bytes:
+    """The order for a folder; its path may hold line breaks."""
+    return folder.hex().encode() + b"\n"
+
+
+def _from_line(line: bytes) -> Path:
+    return Path(os.fsdecode(bytes.fromhex(line.decode())))
+
+
 async def _follow(lifeline: int, orders: trio.MemorySendChannel[Path | None]) -> None:
     """Take orders until the parent closes the pipe, or ends: folders, or None for `answered`."""
     held = b""
@@ -304,7 +313,7 @@ async def _follow(lifeline: int, orders: trio.MemorySendChannel[Path | None]) ->
             return
         *lines, held = (held + data).split(b"\n")
         for line in lines:
-            orders.send_nowait(Path(os.fsdecode(line)) if line else None)
+            orders.send_nowait(_from_line(line) if line else None)
 
 
 async def _obey(output: int, orders: trio.MemoryReceiveChannel[Path | None], disk: Disk) -> None:
