@@ -36,7 +36,8 @@ with mmap.mmap(fd, int(sys.argv[1])) as memory:
     madvise(ctypes.addressof(page), 3 * mmap.PAGESIZE, mmap.MADV_DONTDUMP)
     memory[5 * 4096 : 7 * 4096 + 1] = b"x" * 8193
     memory[40 * 4096] = memory[41 * 4096]
-    told = open("/proc/self/smaps").read().split(f"{ctypes.addressof(page):x}-")[1]
+    table = open("/proc/self/smaps", errors="replace").read()
+    told = table.split(f"{ctypes.addressof(page):x}-")[1]
     print("hg" in told.split("VmFlags:")[1].splitlines()[0])
     sys.stdout.flush()
     sys.stdin.read()
@@ -108,8 +109,9 @@ def mapping(path: Path) -> Iterator[tuple[int, int, bool]]:
         os.close(fd)
 
 
-def test_a_program_behind_the_shim_has_pages_of_its_own(tmp_path: Path) -> None:
-    path = tmp_path / "memory"
+@pytest.mark.parametrize("name", ["memory", "caf\udce9 \r of"])
+def test_a_program_behind_the_shim_has_pages_of_its_own(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     before = bytes(range(256)) * (SIZE // 256)
     path.write_bytes(before)
     path.chmod(0o444)

@@ -565,6 +565,31 @@ print(json.dumps(found))
 """
 
 
+_NAMELESS = """
+import sys
+with open("/proc/self/comm", "wb") as comm:
+    comm.write(b") \\xff")
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_names_of_other_processes_do_no_harm() -> None:
+    """They may be no text: the system cuts them off after 15 bytes, and anyone chooses them."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _NAMELESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        process = sandbox.SandboxedProcess(other, other.pid)
+        with pytest.raises(GuestError, match="has ended"):  # this one has no child
+            process.command_pid()
+        other.communicate()
+        for fd in (process._outer, process._inner):
+            assert fd is not None
+            os.close(fd)
+
+
 async def test_programs_of_a_sandbox_with_a_loopback_reach_each_other_alone() -> None:
     with socket.create_server(("0.0.0.0", 0)) as listener:
         port = str(listener.getsockname()[1])

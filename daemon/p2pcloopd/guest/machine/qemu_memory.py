@@ -173,7 +173,7 @@ class PrivateMemory:
                 # As long as they are open, they are this process's, whatever has its number later.
                 self._memory = stack.enter_context(open(folder / "mem", "rb", buffering=0))
                 self._pages = stack.enter_context(open(folder / "pagemap", "rb", buffering=0))
-                maps = (folder / "maps").read_text()
+                maps = os.fsdecode((folder / "maps").read_bytes())
             except OSError as err:
                 raise _unreadable(err) from err
             self._start = self._find(maps, fd)
@@ -256,7 +256,7 @@ def _name_in_maps(fd: int) -> str:
         page = ctypes.c_char.from_buffer(mapped)
         address = ctypes.addressof(page)
         del page  # else it cannot be unmapped
-        table = Path("/proc/self/maps").read_text()
+        table = os.fsdecode(Path("/proc/self/maps").read_bytes())
     for found in _MAPPING.finditer(table):
         if int(found["start"], 16) <= address < int(found["end"], 16):
             return found["file"]

@@ -234,8 +234,8 @@ class SandboxedProcess:
         for status in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):  # that one has ended
                 # Behind its name, which may have any characters: its state, its parent.
-                parent = status.read_text().rpartition(")")[2].split()[1]
-                if parent == str(self.init_pid):
+                parent = status.read_bytes().rpartition(b")")[2].split()[1]
+                if int(parent) == self.init_pid:
                     return int(status.parent.name)
         raise GuestError("the program in the sandbox has ended")
 

@@ -28,7 +28,8 @@ def scope_words(memory: int, processes: int, root: Path = Path("/")) -> list[str
     manager = "--system"
     if os.geteuid() != 0:
         manager = "--user"
-        if f"/user@{os.getuid()}.service/" not in (root / "proc/self/cgroup").read_text():
+        groups = (root / "proc/self/cgroup").read_text(errors="replace")
+        if f"/user@{os.getuid()}.service/" not in groups:
             return []
     limits = {"MemoryMax": memory, "MemorySwapMax": memory, "TasksMax": processes}
     properties = [f"--property={name}={value}" for name, value in limits.items()]
