@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +39,7 @@ def open_files_target(
             tr("{path} was made on another image than {ref}", path=path, ref=opened.ref.name),
             hint="name the one that it was made on with --base",
         )
-    copy = _settled(path, home)
-    stack.callback(copy.unlink, missing_ok=True)
+    copy = _settled(path, home, stack.enter_context(home.staging()))
     overlay = Overlay.open(copy, image_id=None, read_only=True, mode="files")
     stack.callback(overlay.close)
     size = opened.ref.signed.manifest.disk_size
@@ -70,13 +70,14 @@ def _start(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _settled(overlay: Path, home: Home) -> Path:
+def _settled(overlay: Path, home: Home, folder: Path) -> Path:
+    """A copy of an overlay whose journal has been replayed, in a folder."""
     # A guest replays the journal, and this library knows no guests:
     # p2pcloopd/guest/unseen/settle.py.
     module = "p2pcloopd.guest.unseen.settle"
-    done = run_module(module, str(home.root), str(overlay.absolute()))
+    done = run_module(module, str(home.root), str(overlay.absolute()), str(folder))
     if done.returncode != 0:
-        said = done.stderr.strip().removeprefix("p2pcloop: ")
+        said = done.stderr.decode(errors="replace").strip().removeprefix("p2pcloop: ")
         raise GuestError(
             tr(
                 "the file system in {overlay} cannot be looked at: {said}",
@@ -84,4 +85,4 @@ def _settled(overlay: Path, home: Home) -> Path:
                 said=said,
             )
         )
-    return Path(done.stdout.removesuffix("\n"))
+    return Path(os.fsdecode(done.stdout))

@@ -17,12 +17,14 @@ def module_command(module: str) -> list[str]:
     return [sys.executable, "-I" if sys.flags.isolated else "-P", "-m", module]
 
 
-def run_module(module: str, *words: str, line: str = "") -> subprocess.CompletedProcess[str]:
+def run_module(module: str, *words: str, line: str = "") -> subprocess.CompletedProcess[bytes]:
     """Run a module that works for this process, with a pipe from it as its standard input: that
     ends when this process does, even if it is killed, and so should the module.
 
     Args:
         line: what it is told there, at most some pages.
+
+    What it answers may be no text: paths are not.
     """
     reader, writer = os.pipe()
     try:
@@ -31,7 +33,6 @@ def run_module(module: str, *words: str, line: str = "") -> subprocess.Completed
             [*module_command(module), *words],
             stdin=reader,
             capture_output=True,
-            text=True,
             check=False,
         )
     finally:

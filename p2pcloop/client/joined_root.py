@@ -91,7 +91,8 @@ def open_joined_root(
         with growth_bar("joining", made, quiet=quiet):
             done = run_module(module, str(home.root), line=line)
         if done.returncode:
-            said, _, hint = done.stderr.strip().removeprefix("p2pcloop: ").partition("\n  hint: ")
+            told = done.stderr.decode(errors="replace").strip()
+            said, _, hint = told.removeprefix("p2pcloop: ").partition("\n  hint: ")
             needs = done.returncode == NeedsPackageError.exit_code
             raise (NeedsPackageError if needs else GuestError)(said, hint=hint or None)
         with Overlay.open(made, image_id=None, read_only=True, mode="files") as held:

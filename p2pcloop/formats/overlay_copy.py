@@ -13,14 +13,22 @@ from p2pcloop.formats.overlay import read_header
 from p2pcloop.formats.overlay_file import OverlayFile
 
 
-def copy_overlay(path: Path, *, image_id: bytes, manifest_id: bytes | None, name: str) -> Path:
-    """Copy an overlay to a hidden file beside it, as an overlay of another image.
+def copy_overlay(
+    path: Path,
+    *,
+    image_id: bytes,
+    manifest_id: bytes | None,
+    name: str,
+    folder: Path | None = None,
+) -> Path:
+    """Copy an overlay to a hidden file, as an overlay of another image.
 
     Args:
         path: the original.
         image_id: of the other image, as for `Overlay.create`; so are the next two.
         manifest_id: of its manifest, or None.
         name: `@key/label`, or empty.
+        folder: for the copy; else it lies beside the original, which it may replace then.
 
     Returns:
         The copy's path: the caller removes it, or has it replace the original.
@@ -31,7 +39,7 @@ def copy_overlay(path: Path, *, image_id: bytes, manifest_id: bytes | None, name
     with closing(OverlayFile.open(path, read_only=True, locked=False)) as original:
         header = read_header(original)
         changed = replace(header, image_id=image_id, manifest_id=manifest_id, name=name)
-        copy = OverlayFile.create_hidden(path.parent)
+        copy = OverlayFile.create_hidden(folder or path.parent)
         try:
             copy.reserve(header.file_size, allocated=header.data_offset)
             copy.copy_data(original)

@@ -4,14 +4,15 @@ A guest cannot unmount the file system below its own root, so an overlay always 
 replay; and as a layer of other images it cannot be written. An unseen guest mounts the copy and
 unmounts it again. This is a program of its own, run by `p2pcloop publish`:
 
-    python -m p2pcloopd.guest.unseen.settle HOME OVERLAY
+    python -m p2pcloopd.guest.unseen.settle HOME OVERLAY FOLDER
 
-It prints the path of the copy, which lies beside the overlay. The caller removes the copy. If
-standard input ends before, so does this, and leaves none.
+It prints the path of the copy, which lies in the folder. If standard input ends before, so does
+this.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,31 +25,28 @@ from p2pcloopd.guest.unseen.guests import empty_image, run_unseen, unseen_disk
 from p2pcloopd.guest.unseen.rebase import image_id_of
 
 
-def settle(overlay: Path, home: Home) -> Path:
-    """Copy an overlay that no process writes, and replay the copy's journal.
+def settle(overlay: Path, home: Home, folder: Path) -> Path:
+    """Copy an overlay that no process writes into a folder, and replay the copy's journal.
 
     Raises:
         GuestError: the guest could not mount it.
         P2pcloopError: as for boots.
     """
-    with home.staging() as folder:
-        image = empty_image(folder)
-        copy = copy_overlay(overlay, image_id=image_id_of(image, home), manifest_id=None, name="")
-        try:
-            disks = [unseen_disk(image, copy, home)]
-            run_unseen(disks, build_changing_initramfs, lifeline=sys.stdin.fileno())
-        except BaseException:
-            copy.unlink()
-            raise
+    image = empty_image(folder)
+    image_id = image_id_of(image, home)
+    copy = copy_overlay(overlay, image_id=image_id, manifest_id=None, name="", folder=folder)
+    disks = [unseen_disk(image, copy, home)]
+    run_unseen(disks, build_changing_initramfs, lifeline=sys.stdin.fileno())
     return copy
 
 
 def main() -> None:
     """Do what the arguments say; errors are reported as those of any command."""
     try:
-        print(settle(Path(sys.argv[2]), Home.at(Path(sys.argv[1]))))
+        copy = settle(Path(sys.argv[2]), Home.at(Path(sys.argv[1])), Path(sys.argv[3]))
     except P2pcloopError as err:
         sys.exit(report_error(err))
+    sys.stdout.buffer.write(os.fsencode(copy))  # it may be no text
 
 
 if __name__ == "__main__":
