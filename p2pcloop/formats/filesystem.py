@@ -2,7 +2,8 @@
 
 Names are those of blkid(8). Offsets of magic numbers: util-linux, libblkid/src/superblocks; of the
 sizes: the kernel's headers (fs/ext4/ext4.h, fs/btrfs/accessors.h, fs/xfs/libxfs/xfs_format.h,
-fs/squashfs/squashfs_fs.h, fs/erofs/erofs_fs.h), ISO 9660 (ECMA-119) section 8.4.
+fs/squashfs/squashfs_fs.h, fs/erofs/erofs_fs.h, include/linux/f2fs_fs.h, fs/exfat/exfat_raw.h,
+fs/ntfs3/ntfs.h, include/uapi/linux/msdos_fs.h), ISO 9660 (ECMA-119) section 8.4.
 """
 
 from __future__ import annotations
@@ -159,6 +160,15 @@ def check_whole(start: bytes, size: int, name: str) -> None:
             ),
             hint="fetch or copy it again",
         ) from err
+    if kind == "squashfs" and claimed is None:
+        raise FormatError(
+            tr(
+                "{name} is a squashfs of version {version}, which no kernel since 2009 reads",
+                name=name,
+                version=start[28],
+            ),
+            hint="unpack it with unsquashfs, and make it again with mksquashfs",
+        )
     if kind in _SIZED and not claimed:
         raise FormatError(
             tr(
@@ -196,7 +206,7 @@ def _claimed(name: str, start: bytes) -> int | None:
         case "squashfs":
             (major,) = struct.unpack_from("<H", start, 28)
             (used,) = struct.unpack_from("<Q", start, 40)
-            return int(used) if major == 4 else None
+            return None if 0 < major < 4 else int(used) if major == 4 else 0
         case "erofs":
             (blocks,) = struct.unpack_from("<I", start, 1060)
             return None if start[1036] > 16 else blocks << start[1036]
@@ -205,6 +215,25 @@ def _claimed(name: str, start: bytes) -> int | None:
         case "xfs":
             size, blocks = struct.unpack_from(">IQ", start, 4)
             return int(size * blocks)
+    return _claimed_by_others(name, start)
+
+
+def _claimed_by_others(name: str, start: bytes) -> int | None:
+    """The same of file systems that are no root."""
+    match name:
+        case "vfat":
+            (sector,) = struct.unpack_from("<H", start, 11)
+            (few,) = struct.unpack_from("<H", start, 19)
+            return int(sector * (few or struct.unpack_from("<I", start, 32)[0]))
+        case "ntfs":
+            (sector,) = struct.unpack_from("<H", start, 11)
+            return int(sector * struct.unpack_from("<Q", start, 40)[0])
+        case "exfat":
+            (sectors,) = struct.unpack_from("<Q", start, 72)
+            return None if start[108] > 12 else int(sectors << start[108])
+        case "f2fs":
+            (shift,) = struct.unpack_from("<I", start, 1040)
+            return None if shift > 16 else int(struct.unpack_from("<Q", start, 1060)[0] << shift)
     return None
 
 

@@ -1,6 +1,7 @@
 """What a file is taken for: images of all kinds, what is cut off, what is none."""
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,12 @@ def ext4(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return mke2fs(tmp_path_factory.mktemp("ext4") / "fs")
 
 
-def written(path: Path, data: bytes) -> Path:
+def written(path: Path, data: bytes | bytearray) -> Path:
     path.write_bytes(data)
     return path
 
 
-@pytest.mark.parametrize("kind", ["ext4", "squashfs", "erofs", "iso9660", "btrfs", "xfs"])
+@pytest.mark.parametrize("kind", ["ext4", "squashfs", "erofs", "iso9660", "btrfs", "xfs", "vfat"])
 def test_a_file_system_that_is_cut_off_is_refused_with_both_numbers(
     tmp_path: Path, kind: str
 ) -> None:
@@ -54,6 +55,8 @@ def test_a_file_system_that_is_cut_off_is_refused_with_both_numbers(
         path.touch()
         os.truncate(path, 320 * MIB)
         tool(f"mkfs.{kind}", "-q", path)
+    elif kind == "vfat":
+        tool("mkfs.vfat", "-C", path, "2048")
     else:
         make_read_only(kind, tree, path)
     size = path.stat().st_size
@@ -102,6 +105,39 @@ def test_a_squashfs_that_ends_in_its_superblock(tmp_path: Path, length: int) -> 
     path = written(tmp_path / "a", b"hsqs".ljust(length, b"\0"))
     with pytest.raises(FormatError, match=r"is (damaged|cut off)"):
         inspect_file(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("NTFS    ", {11: ("<H", 512), 40: ("<Q", 4095)}),
+        ("EXFAT   ", {72: ("<Q", 4096), 108: ("<B", 9)}),
+        ("FAT16   ", {11: ("<H", 512), 19: ("<H", 4096)}),
+        ("FAT32   ", {11: ("<H", 4096), 32: ("<I", 512)}),
+        ("\x10\x20\xf5\xf2", {1040: ("<I", 12), 1060: ("<Q", 512)}),
+    ],
+)
+def test_what_is_no_root_is_cut_off_too(
+    tmp_path: Path, kind: str, fields: dict[int, tuple[str, int]]
+) -> None:
+    data = bytearray(2 * MIB)
+    place = {"FAT16   ": 54, "FAT32   ": 82}.get(kind, 3 if kind.isascii() else 1024)
+    data[place : place + len(kind)] = kind.encode("latin-1")
+    for at, (form, value) in fields.items():
+        struct.pack_into(form, data, at, value)
+    path = written(tmp_path / "image", data)
+    assert inspect_file(path).kind == "raw"
+    os.truncate(path, MIB)
+    with pytest.raises(FormatError, match="is cut off"):
+        inspect_file(path)
+
+
+def test_a_squashfs_that_no_kernel_reads_any_more(tmp_path: Path) -> None:
+    data = bytearray(b"hsqs".ljust(8192, b"\1"))
+    data[28:32] = b"\3\0\1\0"
+    with pytest.raises(FormatError, match="squashfs of version 3") as caught:
+        inspect_file(written(tmp_path / "old", data))
+    assert "mksquashfs" in (caught.value.hint or "")
 
 
 def test_one_device_of_a_btrfs_with_several(tmp_path: Path) -> None:
