@@ -21,6 +21,8 @@ _BOOT_CODE_SIZE = 440
 """Bytes at the start of a disk that a BIOS runs (UEFI Specification 2.10, 5.2.1)."""
 
 _EXTENDED = (0x05, 0x0F, 0x85)
+_PROTECTIVE = 0xEE
+_DAMAGED = tr("its partition table (GPT) is damaged")
 _AGAIN = "fetch or copy it again"
 
 Read = Callable[[int, int], bytes]
@@ -76,10 +78,15 @@ def read_partitions(read: Read, size: int) -> tuple[Partition, ...]:
     Raises:
         FormatError: there is no table, it is damaged, or the disk is cut off.
     """
-    for sector in _SECTORS:
-        if read(sector, 8) == b"EFI PART":
-            return tuple(_read_gpt(read, size, sector))
+    # The first table may be gone: then the entry of the MBR that protects it tells of the copy.
+    protected = any(kind == _PROTECTIVE for kind, _, _ in _mbr_entries(read(0, 512)))
+    for places in (_SECTORS, [size - sector for sector in _SECTORS] if protected else []):
+        for sector, place in zip(_SECTORS, places, strict=False):
+            if place > 0 and read(place, 8) == b"EFI PART":
+                return tuple(_read_gpt(read, size, sector))
     found = tuple(_read_mbr(read))
+    if protected and len(found) == 1:
+        raise FormatError(_DAMAGED, hint=_AGAIN)
     end = max((partition.end for partition in found), default=0)
     if end > size:
         raise FormatError(_cut_off(end, size), hint=_AGAIN)
@@ -110,7 +117,7 @@ def _read_gpt(read: Read, size: int, sector: int) -> Iterator[Partition]:
     if header is None:  # then the copy at the end of the disk is used
         header, _ = _gpt_header(read, size - sector, sector)
     if header is None:
-        raise FormatError("its partition table (GPT) is damaged", hint=_AGAIN)
+        raise FormatError(_DAMAGED, hint=_AGAIN)
     for number in range(len(header) // 128):
         kind, first, end = struct.unpack_from("<16s16xQQ", header, number * 128)
         if any(kind) and first <= end and (end + 1) * sector <= size:

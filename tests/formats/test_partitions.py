@@ -42,6 +42,20 @@ def test_the_copy_of_a_gpt_is_used_where_the_first_is_damaged() -> None:
         parse(disk)
 
 
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_the_copy_of_a_gpt_is_used_where_the_first_is_gone(sector: int) -> None:
+    disk = bytearray(make_gpt({1: (ROOT, b"r" * MIB), 2: (BOOT, b"b" * MIB)}, sector))
+    whole = parse(disk)
+    disk[sector : 34 * sector] = bytes(33 * sector)
+    assert parse(disk) == whole
+    disk[-sector:] = bytes(sector)
+    with pytest.raises(FormatError, match=r"GPT.* damaged"):
+        parse(disk)
+    # As Linux does, where the MBR has more than the entry that protects a GPT.
+    disk[462:478] = make_mbr({1: (0x83, b"r" * MIB)})[446:462]
+    assert len(parse(disk)) == 2
+
+
 def test_a_disk_that_is_cut_off_is_told_with_both_numbers() -> None:
     disk = make_gpt({1: (ROOT, b"r" * MIB)})
     short = len(disk) - 512
