@@ -16,10 +16,10 @@ from p2pcloop.cli.image_output import (
     THE_DISK,
     Output,
     replacing,
-    take_place,
     write_device,
     write_image,
 )
+from p2pcloop.cli.new_file import take_place
 from p2pcloop.client.fetch import verify_layer
 from p2pcloop.client.joined_root import open_joined_root
 from p2pcloop.client.progress import progress_bar, waiting_for

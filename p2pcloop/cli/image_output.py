@@ -7,13 +7,13 @@ import io
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from p2pcloop.cli.new_file import new_file
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.terminal import check_output_open, notify
@@ -27,14 +27,12 @@ from p2pcloop.formats.cloop_writer import (
     write_cloop,
 )
 from p2pcloop.formats.containers import CONTAINERS
-from p2pcloop.formats.named import sync_names
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.cloop_blocks import find_stored
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.qemu_img import pack_qcow2
-from p2pcloop.store.file_facts import set_mode
 from p2pcloop.units import format_size
 from p2pcloop.words import tr
 
@@ -42,9 +40,6 @@ STDOUT = Path("-")
 
 THE_DISK = "the disk to keep it"
 """What a command waits for whose output must survive a crash."""
-
-_KEPT = 40
-"""Characters of OUT's name in that of a temporary file beside it: a name has 255 bytes at most."""
 
 _STEP = 1 << 20
 _ZEROS = bytes(_STEP)
@@ -265,15 +260,14 @@ def _write_qcow2(
 ) -> None:
     """Pack a temporary raw file beside it, with holes where the image has zeros."""
     try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:_KEPT]}.") as folder:
-            raw, packed = Path(folder, "raw"), Path(folder, "qcow2")
-            with raw.open("wb") as file:
-                _write_raw(source, size, file, progress, skip_zeros)
+        with new_file(out) as raw, new_file(out) as packed:
+            _write_raw(source, size, raw.file, progress, skip_zeros)
+            raw.file.flush()
             with waiting_for("qemu-img"):
-                pack_qcow2(raw, packed, name=out)
-            with packed.open("rb") as made, waiting_for(THE_DISK):
-                os.fsync(made.fileno())
-            take_place(packed, out)
+                pack_qcow2(raw.file.fileno(), packed.file.fileno(), name=out)
+            with waiting_for(THE_DISK):
+                os.fsync(packed.file.fileno())
+            packed.take_place()
     except OSError as err:
         raise storage_error(tr("cannot write {path}", path=out), err) from err
 
@@ -354,28 +348,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         StorageError: the disk refused.
     """
-    temporary: Path | None = None
     try:
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_KEPT]}.")
-        temporary = Path(name)
-        with os.fdopen(fd, "wb") as file:
-            yield file
-            file.flush()
+        with new_file(path) as new:
+            yield new.file
+            new.file.flush()
             with waiting_for(THE_DISK):
-                os.fsync(file.fileno())
-        take_place(temporary, path)
-        temporary = None
+                os.fsync(new.file.fileno())
+            new.take_place()
     except OSError as err:
         raise storage_error(tr("cannot write {path}", path=path), err) from err
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def take_place(made: Path, path: Path) -> None:
-    """Rename a durable file to `path`, with the mode of any new file."""
-    umask = os.umask(0)
-    os.umask(umask)
-    set_mode(made, 0o666 & ~umask)
-    made.replace(path)
-    sync_names(path.parent)

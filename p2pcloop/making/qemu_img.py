@@ -85,22 +85,24 @@ def unpack_disk(kind: str, path: Path, out: Path, progress: Progress, *, name: P
         _convert(source, fd, out, lambda share: progress(int(share * device)), name)
 
 
-def pack_qcow2(raw: Path, out: Path, *, name: Path) -> None:
+def pack_qcow2(raw: int, out: int, *, name: Path) -> None:
     """Write a raw file as a qcow2 image; holes and zeros take no room.
 
     Args:
+        raw: the descriptor of the file.
+        out: that of an empty file.
         name: of `out`, for messages.
 
     Raises:
         StorageError: qemu-img could not write it.
         NeedsPackageError: qemu-img is not on this system.
     """
-    with raw.open("rb") as file:
-        done = _run(
-            ["convert", "-O", "qcow2", _as_json("raw", file.fileno()), str(out.absolute())],
-            file.fileno(),
-            timeout=None,
-        )
+    done = _run(
+        ["convert", "-O", "qcow2", _as_json("raw", raw), f"/proc/self/fd/{out}"],
+        raw,
+        out,
+        timeout=None,
+    )
     if done.returncode:
         said = _said(done, name)
         if os.strerror(errno.ENOSPC) in said:
@@ -165,7 +167,7 @@ def _data_size(source: str, fd: int, size: int, name: Path) -> int:
     """
     end = data = 0
     with tempfile.TemporaryFile() as errors:
-        with _start(["map", "--output=json", source], fd, errors) as process:
+        with _start(["map", "--output=json", source], fd, errors=errors) as process:
             assert process.stdout is not None, "it is a pipe"
             for line in process.stdout:  # one for each stretch
                 if found := _MAPPED.search(line):
@@ -187,7 +189,7 @@ def _convert(
     source: str, fd: int, out: Path, progress: Callable[[float], None], name: Path
 ) -> None:
     command = ["convert", "-p", "-O", "raw", source, str(out.absolute())]
-    with tempfile.TemporaryFile() as errors, _start(command, fd, errors) as process:
+    with tempfile.TemporaryFile() as errors, _start(command, fd, errors=errors) as process:
         assert process.stdout is not None, "it is a pipe"
         while data := os.read(process.stdout.fileno(), 4096):
             if found := _PERCENT.findall(data):
@@ -211,9 +213,9 @@ def _convert(
 
 
 def _run(
-    command: Sequence[str], fd: int, *, timeout: float | None
+    command: Sequence[str], *fds: int, timeout: float | None
 ) -> subprocess.CompletedProcess[bytes]:
-    with _start(command, fd) as process:
+    with _start(command, *fds) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as late:
@@ -229,22 +231,21 @@ def _run(
 
 
 def _start(
-    command: Sequence[str], fd: int, errors: IO[bytes] | int = subprocess.PIPE
+    command: Sequence[str], *fds: int, errors: IO[bytes] | int = subprocess.PIPE
 ) -> subprocess.Popen[bytes]:
     return start_tool(
-        ["qemu-img", *command], fd, package="qemu-utils", memory=_MEMORY, errors=errors
+        ["qemu-img", *command], *fds, package="qemu-utils", memory=_MEMORY, errors=errors
     )
 
 
 def start_tool(
     command: Sequence[str],
-    fd: int,
-    *,
+    *fds: int,
     package: str,
     memory: int,
     errors: IO[bytes] | int = subprocess.PIPE,
 ) -> subprocess.Popen[bytes]:
-    """Start a program on a stranger's file, which it gets as a descriptor, with bounded memory.
+    """Start a program on a stranger's files, which it gets as descriptors, with bounded memory.
 
     Raises:
         NeedsPackageError: it is not on this system.
@@ -255,7 +256,7 @@ def start_tool(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            pass_fds=(fd,),
+            pass_fds=fds,
             env=os.environ | {"LC_ALL": "C"},
         )
     except FileNotFoundError as err:
