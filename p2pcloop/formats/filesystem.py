@@ -149,6 +149,23 @@ def check_whole(start: bytes, size: int, name: str) -> None:
         FormatError: it is cut off, or its superblock is damaged.
     """
     kind = detect_filesystem(start)
+    claimed = _claimed_by(kind, start, name)
+    if claimed is not None and claimed > size:
+        raise FormatError(
+            tr(
+                "{name} is cut off: its {kind} says that it has {claimed} bytes, and {size} are"
+                " here",
+                name=name,
+                kind=describe(kind),
+                claimed=claimed,
+                size=size,
+            ),
+            hint="fetch or copy it again",
+        )
+
+
+def _claimed_by(kind: str, start: bytes, name: str) -> int | None:
+    """Bytes that a file system claims, None if that is not known. Errors as of `check_whole`."""
     try:
         claimed = _claimed(kind, start)
     except struct.error as err:
@@ -178,18 +195,7 @@ def check_whole(start: bytes, size: int, name: str) -> None:
             ),
             hint="fetch or copy it again",
         )
-    if claimed is not None and claimed > size:
-        raise FormatError(
-            tr(
-                "{name} is cut off: its {kind} says that it has {claimed} bytes, and {size} are"
-                " here",
-                name=name,
-                kind=describe(kind),
-                claimed=claimed,
-                size=size,
-            ),
-            hint="fetch or copy it again",
-        )
+    return claimed
 
 
 def _claimed(name: str, start: bytes) -> int | None:

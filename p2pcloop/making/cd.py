@@ -174,11 +174,11 @@ def write_cd(cd: LiveCd, image: Path, out: Path, progress: Callable[[int, int], 
             command += ["-commit", "-end"]
             code = _run(command, file.fileno(), errors.fileno(), out, total, progress)
             errors.seek(0)
-            said = " ".join(errors.read(4096).decode("utf-8", "replace").split())
-            said = with_name(said, cd.name)
+            said = with_name(errors.read(4096).decode("utf-8", "replace"), cd.name)
     except OSError as err:
         raise storage_error(tr("cannot write {path}", path=out), err) from err
     if code:
+        said = " ".join(said.split())
         if os.strerror(errno.ENOSPC) in said:
             raise StorageError(
                 tr("cannot write {out}: {said}", out=out, said=said[:300]), errno=errno.ENOSPC

@@ -33,7 +33,7 @@ def next_event(http: h11.Connection) -> h11.Event | type[h11.NEED_DATA | h11.PAU
         return http.next_event()
     except ValueError as err:
         # h11 up to 0.14 takes a Content-Length of any length, and int() does not.
-        raise h11.RemoteProtocolError(str(err)) from err
+        raise h11.RemoteProtocolError("a number of too many digits") from err
 
 
 @dataclass(slots=True)
