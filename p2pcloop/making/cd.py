@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from p2pcloop.errors import FormatError, StorageError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
@@ -173,12 +174,10 @@ def write_cd(cd: LiveCd, image: Path, out: Path, progress: Callable[[int, int], 
                 command += _map(kept, name)
             command += ["-commit", "-end"]
             code = _run(command, file.fileno(), errors.fileno(), out, total, progress)
-            errors.seek(0)
-            said = with_name(errors.read(4096).decode("utf-8", "replace"), cd.name)
+            said = _said(errors, cd)
     except OSError as err:
         raise storage_error(tr("cannot write {path}", path=out), err) from err
     if code:
-        said = " ".join(said.split())
         if os.strerror(errno.ENOSPC) in said:
             raise StorageError(
                 tr("cannot write {out}: {said}", out=out, said=said[:300]), errno=errno.ENOSPC
@@ -187,6 +186,13 @@ def write_cd(cd: LiveCd, image: Path, out: Path, progress: Callable[[int, int], 
             tr("xorriso cannot write {cd} again: {said}", cd=cd.name, said=said[:300] or code)
         )
     _check(cd, image, out)
+
+
+def _said(errors: IO[bytes], cd: LiveCd) -> str:
+    """The words of xorriso."""
+    errors.seek(0)
+    told = with_name(errors.read(4096).decode("utf-8", "replace"), cd.name)
+    return " ".join(told.split())
 
 
 def _map(file: Path, place: str) -> list[str]:

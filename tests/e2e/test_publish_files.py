@@ -87,12 +87,13 @@ def test_one_of_another_image_is_refused(nodes: Nodes, image: Path, tmp_path: Pa
 def test_what_replays_the_journal_ends_with_the_command(
     nodes: Nodes, image: Path, tmp_path: Path
 ) -> None:
-    """That was killed: its end of the pipe is closed. No copy is left."""
-    node, mine = nodes.make(), tmp_path / "made/mine.delta"
+    """That was killed: its end of the pipe is closed. No copy is left beside the overlay."""
+    node, mine, folder = nodes.make(), tmp_path / "made/mine.delta", tmp_path / "folder"
     mine.parent.mkdir()
+    folder.mkdir()
     change(node, image, mine, "echo 1 > both")
     command: list[str | Path] = [sys.executable, "-m", "p2pcloopd.guest.unseen.settle"]
-    command += [node.home.root, mine]
+    command += [node.home.root, mine, folder]
     done = subprocess.run(
         command, input="", env=node.environment, capture_output=True, text=True, check=False
     )
