@@ -63,6 +63,9 @@ is dear: a page then comes with fifteen others, and after a round trip."""
 _MOST_SECONDS = 15.0
 """Of a guest that prints without end."""
 
+_WOKEN_SECONDS, _LOOK_SECONDS = 15.0, 0.05
+"""How long it may take to be woken, and between looks whether it was."""
+
 _END_SECONDS = 30.0
 _GONE_SECONDS = 1.0
 """Within this time after the end of its output a process has ended."""
@@ -171,7 +174,7 @@ def rehearse(name: str, version: int, home: Home, use: Use | None = None) -> Non
         GuestError: it did not go on, or the command failed.
     """
     command = [*module_command("p2pcloop.cli.main"), "resume", name, "--at", str(version)]
-    command += ["--home", os.fspath(home.root), *(use.words() if use else ())]
+    command += ["--home", os.fspath(home.root), *(use.words() if use else ["--wake-late"])]
     with ExitStack() as stack:
         said = stack.enter_context(tempfile.TemporaryFile())
         process = subprocess.Popen(
@@ -188,6 +191,8 @@ def rehearse(name: str, version: int, home: Home, use: Use | None = None) -> Non
         if use is not None:
             # Not before it rests: else what wakes it would be recorded in part.
             goes_on = use.run(process, _end_of)
+        elif goes_on:
+            _wait_until_woken(process, said)
         if not goes_on:
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(_GONE_SECONDS)
@@ -223,6 +228,17 @@ def _wait_for_rest(output: IO[bytes]) -> bool:
             wait = max(_REST_SECONDS, now - begun)
             end = now + max(_MOST_SECONDS, 2 * wait)
     return has_answered
+
+
+def _wait_until_woken(process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+    """Return when a guest that has answered was told that it was resumed, and rests again. Its
+    process says so."""
+    end = time.monotonic() + _WOKEN_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        if os.fstat(said.fileno()).st_size:
+            time.sleep(_REST_SECONDS)
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

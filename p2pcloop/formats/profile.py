@@ -156,6 +156,11 @@ def divide_touches(touches: Iterable[Touch]) -> tuple[list[Touch], list[Touch]]:
     return first, later
 
 
+def without_marks(touches: Iterable[Touch]) -> list[Touch]:
+    """The touches, as if all were up to the first answer."""
+    return [replace(touch, after=touch.after % LATER) for touch in touches]
+
+
 def by_address(touches: Iterable[Touch]) -> list[Touch]:
     """The touches of a guest that waits for all of them, in a shorter form: those at the first
     instant come first, and the others have the next one; each part is ordered by address.

@@ -69,6 +69,20 @@ async def test_one_range_is_all(clock: trio.testing.MockClock) -> None:
     assert await time_until_enough(arrivals, [1000], 0.02, clock) == pytest.approx(0.02)
 
 
+async def test_what_comes_later_is_waited_for(clock: trio.testing.MockClock) -> None:
+    arrivals = Arrivals()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(arrivals.all)
+        arrivals.expect(0)
+        arrivals.end_first()
+        arrivals.add_more(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        arrivals.end()
+    await arrivals.all()
+    assert clock.current_time() == 0
+
+
 async def test_a_guest_is_not_held_for_what_does_not_come(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

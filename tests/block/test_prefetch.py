@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pcloop.formats.block_map import Run
-from p2pcloop.formats.profile import LATER, Touch
+from p2pcloop.formats.profile import LATER, Touch, divide_touches
 from p2pcloop.image.ahead import ChunkKey
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.protocol import fuse
+from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.block import memory_push, prefetch
 from p2pcloopd.block.arrivals import Arrivals
 from p2pcloopd.block.memory_file import MemoryFile
 from p2pcloopd.block.memory_push import MemoryPush, push_sockets
 from p2pcloopd.block.prefetch import Prefetch
-from p2pcloopd.block.server import push_pages
+from p2pcloopd.block.server import expected_touches, push_pages
 from p2pcloopd.block.source import StoredBackend
-from p2pcloopd.block.spec import MemoryPart
+from p2pcloopd.block.spec import BlockServerSpec, MemoryPart
 from p2pcloopd.block.supplier import Supplier
 from tests.support.images import make_layer
 from tests.support.waiting import BOUND
@@ -125,6 +128,18 @@ async def test_what_comes_after_the_answer_is_decoded_after_it(
         ahead.answered.set()
     assert pusher.pushed == [*PROFILE]
     assert autojump_clock.current_time() == 0
+
+
+def test_who_does_not_wait_for_an_answer_waits_for_all(device: ImageDevice, tmp_path: Path) -> None:
+    file = MemoryFile(16 * BLOCK_SIZE, -1, -1, -1)
+    memory = MemoryPart(0, 16 * BLOCK_SIZE, file, whole_profile=True)
+    spec = BlockServerSpec(Home(tmp_path), cast("Any", None), profile=PROFILE, memory=memory)
+    assert divide_touches(expected_touches(spec)) == (
+        [*PROFILE[:2], Touch(12, 2, 0), Touch(8, 4, 3)],
+        [],
+    )
+    spec = replace(spec, memory=replace(memory, whole_profile=False))
+    assert divide_touches(expected_touches(spec)) == ([*PROFILE[:2]], [*PROFILE[2:]])
 
 
 async def test_the_profile_of_a_boot_is_one_stream(ahead: Prefetch, node: Node) -> None:

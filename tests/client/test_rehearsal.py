@@ -45,6 +45,7 @@ open(sys.argv[1], "w").write(f"{{key}} {{' '.join(sys.argv[2:])}}")
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file in which the guest leaves what it was told, once it is ended."""
     monkeypatch.setattr(rehearsal, "_REST_SECONDS", 0.1)
+    monkeypatch.setattr(rehearsal, "_WOKEN_SECONDS", 0.1)
     path = tmp_path / "told"
     played = [sys.executable, "-c", GUEST, str(path)]
     monkeypatch.setattr(rehearsal, "module_command", lambda _: played)
@@ -54,7 +55,20 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_key_is_pressed_and_the_guest_is_ended_once_it_rests(told: Path, tmp_path: Path) -> None:
     rehearsal.rehearse("@key/state", 3, Home(tmp_path))
     words = "resume @key/state --at 3 --home"
-    assert told.read_text() == f"{rehearsal._KEYS!r} {words} {tmp_path}"
+    assert told.read_text() == f"{rehearsal._KEYS!r} {words} {tmp_path} --wake-late"
+
+
+def test_a_guest_is_not_ended_before_it_was_woken(
+    told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "_WOKEN_SECONDS", 1000)
+    wakes = PROMPT + "; import time; time.sleep(0.3); print('woken', file=sys.stderr, flush=True)"
+    wakes += "; open(sys.argv[1] + '-woken', 'w').close()"
+    played = [sys.executable, "-c", GUEST.replace(PROMPT, wakes), str(told)]
+    monkeypatch.setattr(rehearsal, "module_command", lambda _: played)
+    rehearsal.rehearse("@key/state", 3, Home(tmp_path))
+    assert told.with_name("told-woken").exists()
+    assert told.exists()
 
 
 def test_a_command_uses_the_guest_by_the_ports_that_it_had(told: Path, tmp_path: Path) -> None:

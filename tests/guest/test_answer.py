@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pcloopd.guest.answer import SILENCE_SECONDS, SLOWNESS, Answer
+from p2pcloopd.guest.answer import SILENCE_SECONDS, SLOWNESS, UNHEARD_SECONDS, Answer
 
 
 async def answered_at(answer: Answer, first: float, every: float) -> float:
@@ -39,3 +39,13 @@ async def test_a_slow_machine_is_given_time(autojump_clock: MockClock) -> None:
     found = await answered_at(Answer(), 1, every)
     assert found == pytest.approx(1 + 2 * every + SLOWNESS)
     assert autojump_clock.current_time() > 0
+
+
+async def test_a_guest_that_prints_nothing_was_asked_nothing(autojump_clock: MockClock) -> None:
+    answer = Answer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer.wait)
+        await trio.sleep(10)  # it is held
+        assert nursery.child_tasks
+        answer.begin()
+    assert autojump_clock.current_time() == pytest.approx(10 + UNHEARD_SECONDS)

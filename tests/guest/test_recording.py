@@ -94,6 +94,18 @@ def test_what_a_guest_touches_after_its_answer_is_for_later() -> None:
     assert not any(touch.is_later for touch in boot_touches(found, resumed, resumed=True))
 
 
+def test_what_wakes_a_guest_after_its_answer_is_for_later() -> None:
+    resumed = outcome(prompt=None)
+    resumed.went_on, resumed.said = 101.0, [101.5]
+    found = [[0, 1, 101.2], [9, 1, 104.1], [8, 1, 104.9], [7, 1, 106.0]]
+    assert len(boot_touches(found, resumed, resumed=True)) == 1, "it rested"
+    resumed.woken = 104.5
+    woken = boot_touches(found, resumed, resumed=True)
+    assert [(touch.start, touch.is_later) for touch in woken] == [(0, False), (9, True), (8, True)]
+    resumed.reseeds = False  # all who resume it have the same random numbers until it is woken
+    assert not any(touch.is_later for touch in boot_touches(found, resumed, resumed=True))
+
+
 def test_all_that_a_rehearsed_guest_touches_until_its_end_counts() -> None:
     resumed = outcome(prompt=None)
     resumed.went_on = 101.0

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pcloop.errors import BusyError, GuestError
+from p2pcloopd.guest.answer import UNHEARD_SECONDS, Answer
 from p2pcloopd.guest.channel import waking as wakings
 from p2pcloopd.guest.channel.channel import Channel
-from p2pcloopd.guest.channel.waking import Waking, WokenCard, wake_up
+from p2pcloopd.guest.channel.waking import Waking, Woken, WokenCard, wake_up
+from p2pcloopd.guest.machine.resume import Resume
 from p2pcloopd.guest.ports import Port
+from p2pcloopd.guest.report import Outcome
+from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system.addresses import USER
+from p2pcloopd.guest.with_block_server import _WAKE_SECONDS, _served
+from tests.guest.test_identity import machine
 
 SUSPENDED = 1_000_000.0
 RESUMED = SUSPENDED + 3600.25
@@ -192,6 +204,75 @@ async def test_an_agent_that_takes_its_time_is_told_and_waited_for(
         await trio.sleep(2)
         nursery.cancel_scope.cancel()
     assert told[1].endswith("its clock was set")
+
+
+async def test_commands_wait_until_a_guest_is_woken(autojump_clock: MockClock) -> None:
+    agent = Agent(b"3600 no 0")
+    channel = channel_to(agent)
+    found: list[Woken] = []
+    waking = Waking(SUSPENDED, due=partial(trio.sleep, 3), found=found.append)
+    START[0] = trio.current_time()
+    ran: list[float] = []
+
+    async def run() -> None:
+        async with channel.command([b"true"], tools=False) as command:
+            assert len(agent.woken) == 1, "what it is told is before what a command says"
+            command.end_input()
+            await command.finish()
+            ran.append(trio.current_time() - START[0])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(agent.serve, channel)
+        nursery.start_soon(wake_up, channel, waking, lambda _: None, unix_time)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(run)
+        await trio.sleep(2.9)
+        assert not (agent.woken or agent.words or found)
+        await trio.sleep(2)
+        nursery.cancel_scope.cancel()
+    assert ran == [pytest.approx(3)]
+    assert found == [Woken(3600, reseeds=False, connections=0)]
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_guest_is_woken_once_what_it_touches_then_is_here(
+    autojump_clock: MockClock, *, late: bool
+) -> None:
+    answer, outcome = Answer(), Outcome(0.0)
+    arrived = trio.Event()
+    spec = GuestSpec(
+        Path("/disk"),
+        resume=Resume(machine(), Path("/memory"), AsyncMock()),
+        waking=Waking(SUSPENDED, late=late),
+    )
+    disk = SimpleNamespace(memory=object())
+    block = SimpleNamespace(
+        arrived=arrived.wait, enough=AsyncMock(), device_state=None, copy_overlay=None
+    )
+    ready = SimpleNamespace(spec=spec, disk=disk, outcome=outcome)
+    served = _served(cast("Any", ready), cast("Any", block), answer)
+    assert served.resume is not None
+    assert served.waking is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(served.waking.due)
+        arrived.set()
+        await trio.sleep(100)  # it is held
+        assert nursery.child_tasks
+        await served.resume.ready()
+        served.resume.gone_on.set()
+        begun = trio.current_time()
+    assert trio.current_time() - begun == pytest.approx(UNHEARD_SECONDS if late else 0)
+
+    block.arrived = trio.sleep_forever  # its source is gone
+    ready.spec = replace(spec, waking=Waking(SUSPENDED))
+    served = _served(cast("Any", ready), cast("Any", block), answer)
+    assert served.waking is not None
+    begun = trio.current_time()
+    await served.waking.due()
+    assert trio.current_time() - begun == pytest.approx(_WAKE_SECONDS)
+    served.waking.found(Woken(1, reseeds=False, connections=0))
+    assert outcome.woken is not None
+    assert not outcome.reseeds
 
 
 async def test_a_channel_rests_while_no_command_runs(autojump_clock: MockClock) -> None:

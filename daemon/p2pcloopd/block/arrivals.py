@@ -72,6 +72,11 @@ class Arrivals:
         self._enough.set()
         self._parked.unpark_all()
 
+    async def all(self) -> None:
+        """Return when all has come, or no more will."""
+        while not self.ended:
+            await self.news()
+
     async def news(self) -> None:
         """Return when more has come, or the prefetch has ended."""
         await self._parked.park()

@@ -42,7 +42,8 @@ _RECEIVE_SIZE = 65536
 _ATTACHED = ("detached", "attached")
 """Names of the events, by whether a front end has connected."""
 
-_READY, _WANTING, _ENOUGH, _DEVICES = "ready", "wanting", "enough", "devices"
+_READY, _WANTING, _DEVICES = "ready", "wanting", "devices"
+_ENOUGH, _ARRIVED = "enough", "arrived"
 
 _COPIED = "copied"
 """The order was obeyed: a `folder`, in which the worker was to copy its overlay. `path` is the
@@ -64,6 +65,7 @@ class BlockServerProcess:
         self._receiver = ControlReceiver()
         self._received: list[Message] = []
         self._enough = trio.Event()
+        self._arrived = trio.Event()
         self._has_devices = trio.Event()
         self._memory = spec.memory
         self._copying: bytes | None = None
@@ -132,6 +134,11 @@ class BlockServerProcess:
         (`Arrivals.enough`); `finish` must run meanwhile."""
         await self._enough.wait()
 
+    async def arrived(self) -> None:
+        """Return when all is here that a resumed guest's profile names; `finish` must run
+        meanwhile."""
+        await self._arrived.wait()
+
     def answered(self) -> None:
         """Tell it that a resumed guest has answered: what is needed later is fetched then."""
         with contextlib.suppress(OSError):  # it has ended
@@ -170,6 +177,8 @@ class BlockServerProcess:
                 wanting()
             elif isinstance(message, Event) and message.event == _ENOUGH:
                 self._enough.set()
+            elif isinstance(message, Event) and message.event == _ARRIVED:
+                self._arrived.set()
             elif isinstance(message, Event) and message.event == _DEVICES:
                 self._has_devices.set()
             elif isinstance(message, Event) and message.event == _READY and self._copying:
@@ -287,7 +296,8 @@ def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure
     wanting = partial(_send, output, Event(0, _WANTING))
     enough = partial(_send, output, Event(0, _ENOUGH))
     devices = partial(_send, output, Event(0, _DEVICES))
-    be = partial(serve, spec, ready, stopped, attached, wanting, obey, enough, devices)
+    arrived = partial(_send, output, Event(0, _ARRIVED))
+    be = partial(serve, spec, ready, stopped, attached, wanting, obey, enough, devices, arrived)
     try:
         return Reply(0, run(be))
     except P2pcloopError as err:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from p2pcloop.formats.manifest import SignedManifest
-from p2pcloop.formats.profile import Touch, divide_touches
+from p2pcloop.formats.profile import Touch, divide_touches, without_marks
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.block.arrivals import Arrivals
 from p2pcloopd.block.opening import Disk, Ready, open_disk
 from p2pcloopd.block.source import LocalBackend, StoredBackend
-from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay, MemoryPart
+from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay, Inherited, MemoryPart
 from p2pcloopd.block.vhost_queue import MOMENT
 from p2pcloopd.block.vhost_server import serve_vhost_user
 from p2pcloopd.block.waits import Waits
@@ -42,6 +42,7 @@ async def serve(
     more: Callable[[Disk], Awaitable[None]] | None = None,
     enough: Callable[[], None] = lambda: None,
     devices: Callable[[], None] = lambda: None,
+    arrived: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Serve until `stopped` returns; then make all durable.
 
@@ -55,6 +56,7 @@ async def serve(
         more: serves the disk elsewhere, too, until it is cancelled.
         enough: called when a resumed guest may go on (`Arrivals.enough`).
         devices: called when the file of the spec's `DevicesPart` has its content.
+        arrived: called when all that the profile of a resumed guest names is here.
 
     Returns:
         The facts about reads, for a boot's report. If touches are recorded, also `image_id` and
@@ -74,8 +76,8 @@ async def serve(
         arrivals = _fetch_ahead(spec, disk.image, nursery)
         if spec.memory is not None:
             nursery.start_soon(_serve_memory, spec, spec.memory, disk, arrivals)
-            nursery.start_soon(_tell_enough, arrivals, enough)
             nursery.start_soon(_hand_over_devices, spec.memory, disk, arrivals, devices)
+            nursery.start_soon(_tell_arrivals, arrivals, enough, arrived)
         keeper = disk.keeper if spec.for_guest else None
         if keeper is not None:
             nursery.start_soon(keeper.run)
@@ -88,9 +90,7 @@ async def serve(
                     await disk.image.report_booted()
                 if keeper is not None:
                     await keeper.keep()
-            report = _report(disk)
-            if spec.inherited is not None and spec.inherited.predecessors:
-                report["restarts"] = spec.inherited.predecessors
+            report = _report(disk, spec.inherited)
             disk.close()
         nursery.cancel_scope.cancel()
     return report
@@ -223,9 +223,13 @@ def _fetch_ahead(
     return image.prefetch.arrivals
 
 
-async def _tell_enough(arrivals: Arrivals, enough: Callable[[], None]) -> None:
+async def _tell_arrivals(
+    arrivals: Arrivals, enough: Callable[[], None], arrived: Callable[[], None]
+) -> None:
     await arrivals.enough()
     enough()
+    await arrivals.all()
+    arrived()
 
 
 async def _hand_over_devices(
@@ -253,7 +257,16 @@ async def _serve_memory(
         if spec.inherited is not None and spec.inherited.pushes is not None:
             sender = trio.socket.from_stdlib_socket(spec.inherited.pushes)
             push = MemoryPush(disk.image.device.image, part, sender, server.read)
-            nursery.start_soon(push_pages, push.run, spec.profile, disk.image, arrivals)
+            nursery.start_soon(push_pages, push.run, expected_touches(spec), disk.image, arrivals)
+
+
+def expected_touches(spec: BlockServerSpec) -> Sequence[Touch]:
+    """What the front end is expected to read."""
+    memory = spec.memory
+    if memory is None:
+        return spec.profile
+    touches = without_marks(spec.profile) if memory.whole_profile else spec.profile
+    return touches if memory.devices is None else (memory.devices.touch, *touches)
 
 
 async def push_pages(
@@ -276,13 +289,12 @@ async def push_pages(
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
     """Prefetch what the front end is expected to read, then backfill, if that is wanted."""
-    devices = None if spec.memory is None else spec.memory.devices
-    await backend.prefetch.run(spec.profile if devices is None else (devices.touch, *spec.profile))
+    await backend.prefetch.run(expected_touches(spec))
     if spec.fill is not None and isinstance(spec.image, SignedManifest):
         await backend.prefetch.fill(spec.image.manifest.layers, spec.fill)
 
 
-def _report(disk: Disk) -> dict[str, Any]:
+def _report(disk: Disk, inherited: Inherited | None) -> dict[str, Any]:
     device = disk.image.device
     report: dict[str, Any] = {
         "chunks_touched": device.image.chunks_touched,
@@ -295,6 +307,8 @@ def _report(disk: Disk) -> dict[str, Any]:
     if isinstance(disk.image, StoredBackend):
         report["waits"] = disk.image.supplier.waits.report()
         report["prefetched"] = disk.image.prefetch.report()
+    if inherited is not None and inherited.predecessors:
+        report["restarts"] = inherited.predecessors
     if disk.changes is not None and (overlay := disk.changes.device.overlay) is not None:
         info = overlay.info()
         report["files"] = {"size": info.image_size, "data": info.data_blocks * BLOCK_SIZE}

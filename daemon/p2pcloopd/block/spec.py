@@ -69,12 +69,15 @@ class MemoryPart:
         length: bytes, a multiple of 4096.
         file: shows it to the guest's machine.
         devices: what else the machine needs, from this part's end; None if it has that.
+        whole_profile: whether the guest waits for all that its profile names, and not only for what
+            it needs to answer.
     """
 
     offset: int
     length: int
     file: MemoryFile
     devices: DevicesPart | None = None
+    whole_profile: bool = False
 
 
 @dataclass(frozen=True, slots=True)

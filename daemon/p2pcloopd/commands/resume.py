@@ -80,7 +80,8 @@ def _to_keys(
     help="Resume a state of this key without a question, this time; `p2pcloop key trust` is for"
     " all times.",
 )
-@click.option("--record-all", is_flag=True, hidden=True)  # of a rehearsal
+@click.option("--record-all", is_flag=True, hidden=True)  # of a rehearsal with a command
+@click.option("--wake-late", is_flag=True, hidden=True)  # of one without
 @resume_options
 def command(
     ref: str,
@@ -90,6 +91,7 @@ def command(
     detach: bool,
     forgets: bool,
     record_all: bool,
+    wake_late: bool,
 ) -> None:
     """Let a suspended guest go on: NAME, which was suspended here, or the state REF.
 
@@ -103,7 +105,8 @@ def command(
     For REF `-` the REF comes on standard input.
     """
     earlier: Earlier = "forget" if forgets else "moved"
-    guest = replace(_Guest.find(typed_ref(ref), options, trusted, earlier), records_all=record_all)
+    found = _Guest.find(typed_ref(ref), options, trusted, earlier)
+    guest = replace(found, records_all=record_all, wakes_late=wake_late)
     if not detach:
         raise click.exceptions.Exit(guest.run(None))
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for all
@@ -122,6 +125,7 @@ class _Guest:
         earlier: what to do about a guest that had the name before.
         begun: seconds of the monotonic clock at the command's start.
         records_all: as of `hosting.Plan`.
+        wakes_late: as `rehearses` of `Resuming`.
     """
 
     ref: str
@@ -130,6 +134,7 @@ class _Guest:
     earlier: Earlier
     begun: float
     records_all: bool = False
+    wakes_late: bool = False
 
     @classmethod
     def find(
@@ -194,7 +199,13 @@ class _Guest:
                 reachable=True,
                 earlier=self.earlier,
                 invocation=hosting.Invocation(self._words(), str(Path.cwd())),
-                resuming=Resuming(_machine(self.target), options.name or ""),
+                resuming=Resuming(
+                    _machine(self.target),
+                    options.name or "",
+                    # Who uses a guest by its network does not wait for its console.
+                    answers_first=started is None and options.net.kind == "none",
+                    rehearses=self.wakes_late,
+                ),
                 records_all=self.records_all,
             )
             result: GuestResult = hosting.Hosting(

@@ -27,10 +27,15 @@ class Resuming:
     Attributes:
         machine: what it ran on.
         host_name: that it gets; "" for the one that it has.
+        answers_first: whether its console is what it is waited for: it goes on once that can
+            answer, and is woken later.
+        rehearses: whether it is woken after its answer even where nothing has to come.
     """
 
     machine: MachineState
     host_name: str
+    answers_first: bool = True
+    rehearses: bool = False
 
     def with_memory(self, disk: BlockServerSpec, folder: Path, stack: ExitStack) -> BlockServerSpec:
         """What serves a guest's disk, as what serves its memory, too.
@@ -48,7 +53,9 @@ class Resuming:
         file = stack.enter_context(open_memory_file(folder, part.size, everyone=everyone))
         devices = DevicesPart(self.machine.device_state, os.memfd_create("devices", os.MFD_CLOEXEC))
         stack.callback(os.close, devices.file)
-        return replace(disk, memory=MemoryPart(part.start, part.size, file, devices))
+        whole = not self.answers_first
+        memory = MemoryPart(part.start, part.size, file, devices, whole_profile=whole)
+        return replace(disk, memory=memory)
 
     def known(self, disk: BlockServerSpec) -> list[Touch]:
         """The profile by which it was resumed: its devices come before all that it reads."""
@@ -60,7 +67,8 @@ class Resuming:
     ) -> GuestSpec:
         """A guest's description, as that of one which goes on."""
         resume = Resume(self.machine, Path(f"/proc/self/fd/{memory.file.file}"), _not_told_yet)
-        waking = Waking(self.machine.suspended, _woken_card(network, card), self.host_name)
+        wire = _woken_card(network, card)
+        waking = Waking(self.machine.suspended, wire, self.host_name, late=self.rehearses)
         return replace(spec, memory=self.machine.memory.length, resume=resume, waking=waking)
 
 

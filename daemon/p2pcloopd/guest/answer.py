@@ -8,6 +8,9 @@ SILENCE_SECONDS = 0.5
 """A guest that has printed something, and then nothing for so long, has answered: its shell takes a
 third of a second for a line."""
 
+UNHEARD_SECONDS = 1.5
+"""A guest that goes on and prints nothing for so long is not asked anything."""
+
 SLOWNESS = 5
 """On a slow machine: for so many times as long as its first word took, which its kernel says."""
 
@@ -17,20 +20,27 @@ class Answer:
 
     def __init__(self) -> None:
         self._heard = trio.Event()
+        self._goes_on, self._has_spoken = trio.Event(), trio.Event()
         self._begun = trio.current_time()
 
     def begin(self) -> None:
         """Note that the guest goes on."""
         self._begun = trio.current_time()
+        self._goes_on.set()
 
     def hear(self) -> None:
         """Note that the guest has printed something."""
+        self._has_spoken.set()
         self._heard.set()
         self._heard = trio.Event()
 
     async def wait(self) -> None:
-        """Return once the guest has answered; if it prints nothing, never."""
-        await self._heard.wait()
+        """Return once the guest has answered, or it is clear that it was asked nothing."""
+        await self._goes_on.wait()
+        with trio.move_on_after(UNHEARD_SECONDS) as unheard:
+            await self._has_spoken.wait()
+        if unheard.cancelled_caught:
+            return
         silent = max(SILENCE_SECONDS, SLOWNESS * (trio.current_time() - self._begun))
         while True:
             with trio.move_on_after(silent) as silence:

@@ -6,8 +6,10 @@ it is up once it rests, that is, at its first pause in reading after the prompt.
 A guest that is resumed goes on at once: it is up at its first short pause. Pages of its memory that
 its profile named were pushed, so they are not read: what is recorded is added to that profile.
 What its machine read before it went on has the time 0. What it touched after its first answer is
-marked (`LATER`): who waits for its answer does not wait for that. One that is rehearsed with a
-command is ended when that is done: all until then belongs to its answer.
+marked (`LATER`): who waits for its answer does not wait for that, and it is woken only once that is
+here. A kernel that does not begin its random numbers anew by itself must be woken at once: then all
+belongs to its answer. One that is rehearsed with a command is ended when that is done: all until
+then belongs to its answer, too.
 """
 
 from __future__ import annotations
@@ -120,9 +122,11 @@ def boot_touches(
         # Its machine reads something before, and then waits for what the guest needs.
         went_on = outcome.went_on or begun
         if not whole:
-            end = _rests_at(times, went_on, _RESUMED_REST_SECONDS)
+            # What wakes it is told after its answer, and may wait for bytes: that pause is no rest.
+            end = _rests_at(times, max(went_on, outcome.woken or 0), _RESUMED_REST_SECONDS)
             said = [at for at in outcome.said if at <= end + _RESUMED_REST_SECONDS]
-            answered = _rests_at(said, said[0], _SILENCE_SECONDS) if said else end
+            if outcome.reseeds:
+                answered = _rests_at(said, said[0], _SILENCE_SECONDS) if said else end
     elif outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
         end = outcome.begun + outcome.guest.boot_seconds
         if display:

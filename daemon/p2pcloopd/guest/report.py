@@ -33,6 +33,8 @@ class Outcome:
         begun: when the guest started.
         went_on: when a resumed guest was allowed to go on.
         said: when it printed something then, for `SAID_SECONDS`.
+        woken: when it had been told that it was resumed; None if it has no agent, or does not run.
+        reseeds: whether its kernel begins its random numbers anew by itself.
         guest: how it ended, or None where it did not boot.
         block: what the block server reported.
         error: why the guest did not start, or did not run to its end.
@@ -42,6 +44,8 @@ class Outcome:
     begun: float | None = None
     went_on: float | None = None
     said: list[float] = field(default_factory=list)
+    woken: float | None = None
+    reseeds: bool = True
     guest: GuestResult | None = None
     block: dict[str, Any] = field(default_factory=dict)
     error: P2pcloopError | None = None
@@ -54,6 +58,10 @@ class Outcome:
         if self.said and now < self.said[-1] + _SAID_STEP:
             self.said.pop()
         self.said.append(now)
+
+    def wake(self, *, reseeds: bool) -> None:
+        """Note that it was told that it was resumed."""
+        self.woken, self.reseeds = time.monotonic(), reseeds
 
     def check(self) -> None:
         """Raise the boot's error, if there was one. It takes the place of an error that is raised

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -42,7 +43,14 @@ from p2pcloopd.guest.system.kernel import Kernel, has_module
 from p2pcloopd.guest.vm import Vm
 from p2pcloopd.unix_listener import bind_unix_listener
 
+if TYPE_CHECKING:
+    from p2pcloopd.guest.channel.waking import Woken
+
 _END_SECONDS = 10
+
+_WAKE_SECONDS = 10.0
+"""A resumed guest is woken once what it touches then is here, or after so long: its clock is wrong
+until then."""
 
 _LATE_SECONDS = 30
 """A guest without a login prompt is up by then: p2pcloopd is started."""
@@ -283,7 +291,22 @@ def _served(guest: ReadyGuest, block: BlockServerProcess, answer: Answer) -> Gue
         answer.begin()
 
     resume = replace(spec.resume, ready=ready, device_state=block.device_state)
-    return replace(spec, resume=resume)
+
+    waking = spec.waking
+    if waking is None:
+        return replace(spec, resume=resume)
+
+    async def due() -> None:
+        await resume.gone_on.wait()
+        with trio.move_on_after(_WAKE_SECONDS):
+            if waking.late:
+                await answer.wait()
+            await block.arrived()
+
+    def found(woken: Woken) -> None:
+        guest.outcome.wake(reseeds=woken.reseeds)
+
+    return replace(spec, resume=resume, waking=replace(waking, due=due, found=found))
 
 
 def run_one(ready: ReadyGuest) -> None:

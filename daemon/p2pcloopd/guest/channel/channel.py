@@ -259,7 +259,7 @@ class Channel:
         self._changed = trio.Event()
         self._numbers = itertools.count(1)
         self._running = 0
-        self._rests = False
+        self._rests = self._is_held = False
         self._answers: set[_Answer] = set()
 
     async def serve(self) -> None:
@@ -304,6 +304,15 @@ class Channel:
     def is_missing(self) -> bool:
         """Whether the guest can have no channel."""
         return self._missing is not None
+
+    def hold(self) -> None:
+        """Begin no command until `release`: those that are to be begun wait."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """Begin commands again."""
+        self._is_held = False
+        self._report()
 
     async def wait_gone(self) -> None:
         """Return once the guest has ended, or reboots."""
@@ -356,7 +365,7 @@ class Channel:
         """
         check_command(words)
         await self.wait_open()
-        while self._rests:
+        while self._rests or self._is_held:
             await self._changed.wait()
         if self._device is None or self._agent is None:
             raise _shut_down()

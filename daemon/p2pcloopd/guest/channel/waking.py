@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -75,11 +75,17 @@ class Waking:
         suspended: when it stopped, in seconds of Unix time.
         card: its network card; None where it has none, or that leads nowhere.
         host_name: "" for the one that it has.
+        late: whether it is told after its answer even if nothing of its memory has to come.
+        due: returns when it is to be told; commands wait until then.
+        found: given what the agent found, once all is done.
     """
 
     suspended: float
     card: WokenCard | None = None
     host_name: str = ""
+    late: bool = False
+    due: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    found: Callable[[Woken], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,17 @@ async def wake_up(
         say: called with sentences without their subject, the guest.
         clock: seconds of Unix time.
     """
+    channel.hold()
+    try:
+        await waking.due()
+        await _wake_up(channel, waking, say, clock)
+    finally:
+        channel.release()
+
+
+async def _wake_up(
+    channel: Channel, waking: Waking, say: Callable[[str], None], clock: Callable[[], float]
+) -> None:
     ago = format_duration(max(0.0, clock() - waking.suspended))
     goes_on = tr("goes on where it was suspended {ago} ago", ago=ago)
     if channel.is_missing:
@@ -174,8 +191,13 @@ def _told(goes_on: str, woken: Woken) -> list[str]:
 async def _run(channel: Channel, waking: Waking, clock: Callable[[], float]) -> Woken:
     seed = os.urandom(_SEED_SIZE)
     said = b""
+
+    def begin() -> int:
+        channel.release()  # what commands have to say is behind this
+        return int(clock())
+
     with trio.move_on_after(ANSWER_SECONDS) as answering:
-        said = await channel.tell_woken(lambda: int(clock()), 1, seed, waking.host_name)
+        said = await channel.tell_woken(begin, 1, seed, waking.host_name)
     if answering.cancelled_caught:  # one of before may not know the word
         raise GuestError(
             tr(
@@ -191,7 +213,9 @@ async def _run(channel: Channel, waking: Waking, clock: Callable[[], float]) -> 
             now = clock()
             await trio.sleep(math.floor(now) + 1 - now)
             await channel.tell_woken(lambda: round(clock()), 0, b"", "")
-    return Woken.read(said)
+    woken = Woken.read(said)
+    waking.found(woken)
+    return woken
 
 
 async def _set_card(channel: Channel, card: WokenCard) -> None:
