@@ -71,6 +71,16 @@ class Output:
     kind: Literal["file", "stream", "disk"]
     form: Form
 
+    @property
+    def is_stdout(self) -> bool:
+        """Whether the image goes to the standard output, by any name: no text belongs there."""
+        if self.name == STDOUT:
+            return True
+        try:
+            return self.kind == "stream" and os.path.samestat(os.fstat(1), self.path.stat())
+        except OSError:
+            return False  # a pipe that went away
+
     def check_room(self, size: int) -> None:
         """Compare the size of a disk with that of the image.
 

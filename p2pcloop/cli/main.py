@@ -80,6 +80,9 @@ class _LazyGroup(click.Group):
                 formatter.write_dl([(name.ljust(_NAME_WIDTH), text) for name, text in lines])
 
 
+_STDOUT = {"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}
+"""Names of the standard output."""
+
 _NAME_WIDTH = max(map(len, COMMANDS))
 """Of each section's first column, so that the second begins in the same place in all."""
 
@@ -118,7 +121,7 @@ def _ours(words: list[str]) -> list[str]:
 
 def _writes_image(ours: list[str]) -> bool:
     """Whether an image goes to the standard output, which then takes no error."""
-    return ours[:1] == ["export"] and "-" in ours
+    return ours[:1] == ["export"] and not _STDOUT.isdisjoint(ours)
 
 
 def _use_language() -> None:

@@ -55,7 +55,7 @@ def check_not_served(path: Path, home: Home) -> None:
     """
     place = Path(os.path.realpath(path))
     inside = place.is_relative_to(os.path.realpath(home.root))
-    if (inside and path.exists()) or _is_in_store(place, home):
+    if (inside and path.exists()) or _is_of_home(place, home):
         raise UsageError(
             tr("{path} lies in the node's home, {root}", path=path, root=home.root),
             hint="choose another name",
@@ -88,7 +88,7 @@ def check_outside_store(directory: Path, home: Home) -> None:
         UsageError: it is the node's home, or in one of the directories of its store.
     """
     place = Path(os.path.realpath(directory))
-    if _is_in_store(place, home) or place == Path(os.path.realpath(home.root)):
+    if _is_of_home(place, home) or place == Path(os.path.realpath(home.root)):
         raise UsageError(
             tr(
                 "{directory} is the node's own, of its home {root}",
@@ -99,6 +99,6 @@ def check_outside_store(directory: Path, home: Home) -> None:
         )
 
 
-def _is_in_store(place: Path, home: Home) -> bool:
-    store = (home.torrents, home.manifests, home.indexes, home.kept, home.profiles, home.tmp)
-    return any(place.is_relative_to(os.path.realpath(each)) for each in store)
+def _is_of_home(place: Path, home: Home) -> bool:
+    """Whether what lies there is, or would be taken for, what the node itself keeps."""
+    return any(place.is_relative_to(os.path.realpath(each)) for each in home.own())

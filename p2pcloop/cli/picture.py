@@ -11,7 +11,7 @@ import click
 from p2pcloop.cli.options import IMAGE, FilePath, at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.picture import Pictured, Pictures
-from p2pcloop.client.terminal import say
+from p2pcloop.client.terminal import check_output_open, say
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.picture.chunk_map import ChunkMap
 from p2pcloop.picture.svg import draw_svg
@@ -53,7 +53,9 @@ def command(ref: str, out: Path, at: int, home: Home, *, as_json: bool) -> None:
     Works without p2pcloopd, which then is not started, if the image's maps are here.
     """
     to_stdout = str(out) == "-"
-    if not to_stdout:
+    if to_stdout:
+        check_output_open()
+    else:
         check_place(out)
     found = Pictures(home).picture(ref, at=at, quiet=as_json or to_stdout)
     version = "" if found.version is None else tr(", version {version}", version=found.version)

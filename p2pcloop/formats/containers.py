@@ -165,7 +165,8 @@ def detect_container(head: bytes, tail: bytes) -> str:
         return "zst"
     if head[64:68] == _VDI_MAGIC:
         return "vdi"
-    return "vhd" if tail.startswith(_VHD_COOKIE) and len(tail) == TAIL_SIZE else ""
+    # Further back it is that of one that is cut off.
+    return "vhd" if _VHD_COOKIE in tail and len(tail) == TAIL_SIZE else ""
 
 
 def _behind_skippable(head: bytes) -> bytes:

@@ -10,7 +10,15 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.extents import Extents
 from p2pcloop.formats.filesystem import PROBE_SIZE, ROOT_TYPES, detect_filesystem
-from p2pcloop.formats.iso9660 import AGAIN, SYSTEM_AREA, Entry, Tree, is_iso, read_volume
+from p2pcloop.formats.iso9660 import (
+    AGAIN,
+    SYSTEM_AREA,
+    Entry,
+    Tree,
+    advice,
+    is_iso,
+    read_volume,
+)
 from p2pcloop.frozen import dataclass
 from p2pcloop.words import tr
 
@@ -309,7 +317,9 @@ def _length(entry: Entry) -> int:
 def _to_file(name: str, entry: Entry, size: int) -> IsoFile:
     """The places of a file. A file above 4 GiB has several extents."""
     if entry.fault:
-        raise FormatError(tr("{name} {fault}", name=name, fault=entry.fault), hint=AGAIN)
+        raise FormatError(
+            tr("{name} {fault}", name=name, fault=entry.fault), hint=advice(entry.fault)
+        )
     for offset, length in entry.extents:
         if offset < SYSTEM_AREA or offset + length > size:
             raise FormatError(

@@ -43,6 +43,8 @@ JOLIET = (b"%/@", b"%/C", b"%/E")
 
 AGAIN = tr("fetch or copy it again")
 _MOUNT = tr("mount it, and seed the file on it that is the image")
+_ZISOFS = tr("is compressed by zisofs")
+_INTERLEAVED = tr("is interleaved with other files, which is not read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,11 @@ class Tree:
                 way = way[:1]
             left += entry.link.split("/")[::-1]
         return way[-1]
+
+
+def advice(fault: str) -> str:
+    """A hint for an entry that is needed and has a fault."""
+    return _MOUNT if fault in (_ZISOFS, _INTERLEAVED) else AGAIN
 
 
 def is_iso(head: bytes) -> bool:
@@ -323,7 +330,7 @@ class _Reader:
         if (block, length) != (other_block, other_length):
             fault = tr("is damaged: its place is told in two ways")
         elif data[26] or data[27]:
-            fault = tr("is interleaved with other files, which is not read")
+            fault = _INTERLEAVED
         end = 33 + data[32]
         identifier, system_use = data[33:end], data[end + (end % 2) :]
         offset = (block + data[1]) * self.block_size
@@ -341,7 +348,7 @@ class _Reader:
                 linked = True
                 target.add(data)
             elif tag == b"ZF":
-                fault = tr("is compressed by zisofs")
+                fault = _ZISOFS
         link = target.text() if linked else None
         return _Posix(name.decode("utf-8", "replace"), link, fault)
 

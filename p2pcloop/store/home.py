@@ -158,6 +158,14 @@ class Home:
     def tmp(self) -> Path:
         return self.root / "tmp"
 
+    def own(self) -> tuple[Path, ...]:
+        """All that has a meaning in a home, whether it is there or not."""
+        files = self.lock_path, self.starting_path, self.control_socket, self.config, self.ports
+        logs = self.log, self.mount_log
+        lists = self.names, self.short_names, self.trusted_keys, self.pins
+        readers = self.guests, self.sources, self.indexes, self.kept
+        return *files, *logs, *lists, *readers, *self._directories()
+
     def _directories(self) -> tuple[Path, ...]:
         own = self.keys, self.manifests, self.profiles
         return *own, self.leases, self.overlays, self.torrents, self.tmp

@@ -190,6 +190,21 @@ def test_to_the_standard_output(home: Path, cloop: Path) -> None:
     assert home.is_dir()
 
 
+@pytest.mark.parametrize("out", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_to_the_standard_output_by_other_names(
+    home: Path, cloop: Path, out: str, options: tuple[str, ...]
+) -> None:
+    """The image alone goes there."""
+    program = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
+    done = subprocess.run(
+        [*program, "export", cloop, out, *options], capture_output=True, timeout=60, check=True
+    )
+    assert done.stdout == padded(RAW, 65536)
+    assert out.encode() in done.stderr
+    assert home.is_dir()
+
+
 @pytest.mark.parametrize("name", ["out.img", "out.cloop"])
 def test_with_an_overlay(
     p2pcloop: Run, cloop: Path, overlay: Path, tmp_path: Path, name: str
@@ -475,6 +490,16 @@ def test_nothing_is_written_into_the_store(p2pcloop: Run, cloop: Path, home: Pat
     (home / "torrents").mkdir()
     ran = p2pcloop("export", cloop, home / "torrents" / "new.img")
     assert (ran.code, list((home / "torrents").iterdir())) == (2, [])
+
+
+@pytest.mark.parametrize("name", ["config.toml", "keys/mine.key", "pins.msgpack", "guests/g1"])
+def test_nothing_is_written_where_the_home_has_files_of_its_own(
+    p2pcloop: Run, cloop: Path, home: Path, name: str
+) -> None:
+    (home / name).parent.mkdir(exist_ok=True)
+    assert p2pcloop("export", cloop, home / name).code == 2
+    assert not (home / name).exists()
+    assert p2pcloop("export", cloop, home / "new.img").code == 0
 
 
 def test_blocks_of_a_cloop_are_as_large_as_its_image_needs(

@@ -136,7 +136,11 @@ def test_an_error_keeps_its_code_where_nobody_can_be_told(home: Path) -> None:
     assert ran.returncode == 7
 
 
-@pytest.mark.parametrize("words", [["export", "IMAGE", "-"], ["key", "export", "mine"]])
+@pytest.mark.parametrize(
+    "words",
+    [["export", "IMAGE", "-"], ["key", "export", "mine"], ["picture", "IMAGE", "-o", "-"]],
+    ids=" ".join,
+)
 def test_nothing_is_written_to_a_standard_output_that_is_closed(
     home: Path, tmp_path: Path, words: list[str]
 ) -> None:

@@ -110,6 +110,15 @@ def test_cut_off(made: dict[str, bytes], kind: str) -> None:
         check("vhd" if kind == "fixed" else kind, short)
 
 
+@pytest.mark.interop
+@pytest.mark.parametrize("lost", [1, 100, 504])
+def test_a_footer_that_is_cut_off(made: dict[str, bytes], lost: int) -> None:
+    short = made["fixed"][:-lost]
+    assert detect_container(short[:1024], short[-512:]) == "vhd"
+    with pytest.raises(FormatError, match="given is cut off"):
+        check("vhd", short)
+
+
 @pytest.mark.parametrize(
     ("data", "what"),
     [

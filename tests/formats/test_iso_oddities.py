@@ -45,8 +45,11 @@ def test_an_image_that_is_compressed_by_zisofs_is_refused_by_name(tmp_path: Path
         *("xorriso", "-outdev", out, "-map", tree, "/", "-set_filter", "--zisofs"),
         *("/live/filesystem.squashfs", "--"),
     )
-    with pytest.raises(FormatError, match=r"live/filesystem\.squashfs is compressed by zisofs"):
+    with pytest.raises(
+        FormatError, match=r"live/filesystem\.squashfs is compressed by zisofs"
+    ) as caught:
         read_cd(out)
+    assert "mount it" in (caught.value.hint or "")  # to fetch it again would change nothing
 
 
 def without_extension_reference(cd: bytearray) -> None:
