@@ -356,8 +356,14 @@ async def test_an_answer_in_parts_to_a_request_for_one_is_no_range(client: HttpC
     async with answering(multipart) as (url, _):
         with pytest.raises(RangesIgnoredError, match="multipart"):
             await client.get_span(f"{url}/x", Span(0, 2))
-    async with answering(unit) as (url, _):  # RFC 9110, 14.1: units are case-insensitive
-        assert await client.get_span(f"{url}/x", Span(0, 2)) == b"ok"
+    # RFC 9110, 14.1: units are case-insensitive. The others are common.
+    for told in ("BYTES 0-1/*", "bytes=0-1/2", "bytes  0-1/2", "bytes 0-1"):
+        async with answering(unit.replace("BYTES 0-1/*", told)) as (url, _):
+            assert await client.get_span(f"{url}/x", Span(0, 2)) == b"ok"
+    for told in ("bytes 0-11/2", "bytes 00-1/2", "bytes 1-2/3", "lines 0-1/2", "bytes */2", ""):
+        async with answering(unit.replace("BYTES 0-1/*", told)) as (url, _):
+            with pytest.raises(WrongRangeError):
+                await client.get_span(f"{url}/x", Span(0, 2))
 
 
 async def test_a_whole_file_that_is_the_part_asked_for_is_no_fault(client: HttpClient) -> None:

@@ -13,7 +13,7 @@ from p2pcloop.errors import (
     P2pcloopError,
     UnreachableError,
 )
-from p2pcloopd.http.client import OverloadedError, RangesIgnoredError
+from p2pcloopd.http.client import OverloadedError, RangesIgnoredError, WrongRangeError
 from p2pcloopd.http.mirrors import ERROR_SECONDS, FORGET_RANGES_SECONDS, MirrorReader
 from tests.support.scripted_files import ScriptedFiles
 
@@ -46,6 +46,7 @@ async def fail(mirror: MirrorReader, files: ScriptedFiles, error: P2pcloopError)
         (OverloadedError("status 503", after=86400), 30),
         (OverloadedError("status 500"), 1),
         (UnreachableError("refused"), 1),
+        (WrongRangeError("another part"), 1),
         (FormatError("nonsense"), 30),
         (MismatchError("wrong bytes"), 30),
     ],
@@ -92,6 +93,13 @@ async def test_a_fault_is_told_while_it_is_one(
     assert told() is None  # it may have a part; a reader that waits for it is told of `fault`
     await fail(mirror, files, UnreachableError("refused"))
     assert told() == "refused"
+    files.error = None
+    await mirror.manifest(bytes(32))  # it was asked before, and answers now
+    assert told() == "refused"
+    mock_clock.jump(1)
+    await mirror.manifest(bytes(32))
+    assert told() is None
+    await fail(mirror, files, UnreachableError("refused"))
     mock_clock.jump(ERROR_SECONDS)
     assert told() is None
     await fail(mirror, files, RangesIgnoredError("ignores ranges"))

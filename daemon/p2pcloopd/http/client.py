@@ -7,6 +7,7 @@ what its URL says. Every wait and every body has a limit.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
@@ -519,6 +520,9 @@ def _is_all(headers: dict[bytes, str], span: Span) -> bool:
     return span.offset == 0 and headers.get(b"content-length") == str(span.length)
 
 
+_CONTENT_RANGE = re.compile(r"\s*bytes[\s=]+([0-9]+-[0-9]+)\s*(?:/|$)", re.IGNORECASE)
+
+
 def _check_range(headers: dict[bytes, str], span: Span) -> None:
     """Compare what a 206 says with what was asked for (RFC 9110, 14.4, 15.3.7)."""
     if headers.get(b"content-type", "").lower().startswith("multipart/byteranges"):
@@ -526,7 +530,9 @@ def _check_range(headers: dict[bytes, str], span: Span) -> None:
             "the server answers a request for one range with multipart/byteranges, against RFC 9110"
         )
     told = headers.get(b"content-range", "none")
-    if told.split("/")[0].lower() != f"bytes {span}":
+    # Some servers write `bytes=0-9/10`, or more spaces.
+    found = _CONTENT_RANGE.match(told)
+    if found is None or found[1] != str(span):
         raise WrongRangeError(tr("asked for bytes {span}, got {told!r}", span=span, told=told[:80]))
 
 

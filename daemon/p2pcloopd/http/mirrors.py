@@ -297,7 +297,7 @@ class MirrorReader:
             return
         if self.usable:  # of several requests that fail together, the first counts
             self._failures = min(self._failures + 1, MAX_FAILURES)
-        if not isinstance(error, UnreachableError):
+        if not isinstance(error, UnreachableError | WrongRangeError):
             pause = PENALTY_SECONDS
         elif isinstance(error, OverloadedError) and error.after is not None:
             pause = max(error.after, MIN_RETRY_SECONDS)
@@ -356,8 +356,9 @@ class MirrorReader:
 
     def _on_answer(self, size: int, *, of_content: bool = False) -> None:
         self.received += size
-        # Who serves small files may be at fault with ranges all the same.
-        if of_content or not self._of_content:
+        # Who serves small files may be at fault with ranges all the same; and what was under way
+        # when it failed says nothing of why it is left alone.
+        if self.usable and (of_content or not self._of_content):
             self.fault = None
         if of_content:
             self._wrong_ranges = 0
