@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
@@ -136,8 +137,20 @@ def _use_language() -> None:
         translate_command(cli)
 
 
+def _is_gone() -> bool:
+    """Whether the current directory was deleted."""
+    try:
+        return not Path.cwd()
+    except OSError:
+        return True
+
+
 def _report_system(err: OSError, *, as_json: bool) -> int:
     """Report an error of the system: of a file that the user named, or of the output."""
+    if err.filename is None and _is_gone():
+        what = tr("the current directory is gone")
+        hint = tr("go to another one: `cd`")
+        return report_error(storage_error(what, err, hint=hint), as_json=as_json)
     if err.filename in (None, OUTPUT):
         # It may be that no output can be written, JSON neither. The interpreter must not flush it
         # again. (click treats a pipe without a reader: exit code 1.)

@@ -12,6 +12,7 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import (
     CorruptError,
+    FormatError,
     P2pcloopError,
     storage_error,
 )
@@ -125,7 +126,17 @@ def _add(progress: Callable[[int], None], before: int, done: int) -> None:
 def _is_there(layer: LayerRef, mirror: MirrorDirectory) -> bool:
     whole = layer.index_length + layer.pack_length
     files = all(mirror.has(path, size) for path, _, size in layer_parts(layer, 0, whole))
-    return files and (mirror.root / str(MetainfoPath(layer.torrent))).is_file()
+    return files and _info_there(layer, mirror) is not None
+
+
+def _info_there(layer: LayerRef, mirror: MirrorDirectory) -> bytes | None:
+    """The info dictionary of a layer's torrent by the mirror's .torrent; None where that is none of
+    it."""
+    there = mirror.root / str(MetainfoPath(layer.torrent))
+    try:
+        return extract_info(there.read_bytes(), layer.torrent) if there.is_file() else None
+    except (OSError, FormatError):
+        return None
 
 
 def _fetch_verified(ref: StoredRef, layers: list[LayerRef], *, quiet: bool) -> None:
@@ -149,14 +160,15 @@ def _write_metainfo(
 ) -> None:
     """Write a layer's .torrent, which names the known URLs of the mirror as web seeds."""
     path = MetainfoPath(layer.torrent)
-    there = mirror.root / str(path)
-    if not urls and there.is_file():
+    info = _info_there(layer, mirror)
+    if info is not None and not urls:
         return
-    source = there if there.is_file() else home.torrents / layer.torrent.hex() / "torrent"
-    try:
-        info = extract_info(source.read_bytes(), layer.torrent)
-    except OSError as err:
-        raise storage_error(tr("cannot read {source}", source=source), err) from err
+    if info is None:
+        source = home.torrents / layer.torrent.hex() / "torrent"
+        try:
+            info = extract_info(source.read_bytes(), layer.torrent)
+        except OSError as err:
+            raise storage_error(tr("cannot read {source}", source=source), err) from err
     mirror.write(path, build_metainfo(info, [web_seed(url) for url in urls]))
 
 

@@ -31,6 +31,8 @@ mirrors = []                  # URLs at which names are looked up
 from __future__ import annotations
 
 import ipaddress
+import os
+import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -176,7 +178,11 @@ def read_settings(path: Path, machine: Path = MACHINE_CONFIG) -> dict[str, tuple
 def read_text(file: Path) -> str:
     """The text of one file; "" where there is none. Errors as of `load_config`."""
     try:
-        return file.read_text("utf-8")
+        # O_NONBLOCK: to open a FIFO of that name must not block.
+        with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as opened:
+            if stat.S_ISFIFO(os.fstat(opened.fileno()).st_mode):
+                raise UsageError(tr("{path} is a pipe, and no file", path=file))
+            return opened.read().decode()
     except FileNotFoundError:
         return ""
     except OSError as err:

@@ -32,7 +32,9 @@ def write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[Ind
     try:
         return _write_layer(file, staging, progress)
     except OSError as err:
-        raise storage_error(tr("cannot use {path}", path=err.filename or staging), err) from err
+        # Of a link the system names first where it leads, and that is the user's.
+        named = err.filename2 or err.filename or staging
+        raise storage_error(tr("cannot use {path}", path=named), err) from err
 
 
 def _write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[IndexHeader, str]:

@@ -119,6 +119,10 @@ class MirrorDirectory:
             return
         except OSError as err:
             raise storage_error(tr("cannot read {where}", where=where), err) from err
+        except FormatError as err:
+            raise FormatError(
+                tr("{where} is no record: {err}", where=where, err=err), hint="move it away"
+            ) from err
         new = signed.record
         if new.version < known.version or (
             new.version == known.version and new.manifest_id != known.manifest_id

@@ -63,6 +63,22 @@ def test_an_error_is_json_where_that_is_asked_for(p2pcloop: Run, tmp_path: Path)
     assert error["message"] in ran.err
 
 
+def test_a_current_directory_that_is_gone_is_named(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    program = [sys.executable, "-P", "-c", f"import os; os.rmdir({str(folder)!r}); {PROGRAM}"]
+    ran = subprocess.run(
+        [*program, "images", "--home", "relative", "--json"],
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        env=os.environ | {"P2PCLOOP_HOME": str(home)},
+    )
+    assert ran.returncode == 11
+    assert b"the current directory is gone" in ran.stderr
+    assert json.loads(ran.stdout)["error"]["class"] == "StorageError"
+
+
 def test_an_error_of_the_system_is_json_too(p2pcloop: Run, tmp_path: Path) -> None:
     ran = p2pcloop("key", "import", "mine", str(tmp_path), "--json")  # it is a directory
     assert ran.code == 11

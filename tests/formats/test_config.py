@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 from dataclasses import asdict
@@ -126,6 +127,15 @@ def test_an_error_names_file_and_key(path: Path, text: str, named: str) -> None:
     path.write_text(text)
     with pytest.raises(UsageError, match=rf"config\.toml: .*{named}"):
         load_config(path)
+
+
+def test_a_pipe_is_no_config_and_a_device_may_be(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="is a pipe"):
+        load_config(path)
+    path.unlink()
+    path.symlink_to("/dev/null")
+    assert load_config(path) == Config()
 
 
 def test_any_bytes_are_a_config_or_an_error(path: Path) -> None:

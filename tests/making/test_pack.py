@@ -1,5 +1,6 @@
 """Layers written as a torrent's content: where the files lie, and what is said to the user."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_a_cloop_is_linked_to_where_it_lies(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "staging", header)
     assert (folder / "pack").readlink() == path
     assert read_layer(folder) == padded(RAW, 8192)
+
+
+def test_a_home_that_takes_no_link_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "", str(target), None, str(self))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    cloop = inspect_file(write_cloop_file(tmp_path / "own.cloop", make_image(100_000)))
+    with pytest.raises(StorageError) as caught:
+        write_layer(cloop, tmp_path / "home", ignore)
+    assert str(tmp_path / "home") in str(caught.value)
+    assert "own.cloop" not in str(caught.value)
 
 
 def test_a_raw_image_is_packed(tmp_path: Path) -> None:
