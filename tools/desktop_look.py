@@ -6,9 +6,11 @@ covers most of the panel, an icon has many colours, the clock is dark text on th
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from typing import Protocol
 
-from tools.vnc import Colour, Region, Viewer
+from tools.vnc import Colour, Region
 
 WIDTH, HEIGHT = 1280, 800
 """The size of the screen that the places below are of: boot's own."""
@@ -18,6 +20,13 @@ _ICON_COLOURS = 12
 _TEXT_SHARE = 0.04, 0.6
 _DARK = 3 * 110
 """Red, green and blue together, of the pixels that make dark text."""
+
+
+class Screen(Protocol):
+    """A picture that can be looked at: a VNC viewer's, or one that a test draws."""
+
+    def colours(self, region: Region) -> Counter[Colour]:
+        """How many pixels of a part of the picture have which colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +49,19 @@ class Look:
     background: Region
     terminal: tuple[int, int]
 
-    def missing(self, viewer: Viewer) -> list[str]:
+    def missing(self, screen: Screen) -> list[str]:
         """What of the desktop is not to be seen; empty if it is complete."""
-        panel = viewer.colours(self.panel)
-        dark = sum(n for colour, n in viewer.colours(self.clock).items() if sum(colour) < _DARK)
+        panel = screen.colours(self.panel)
+        dark = sum(n for colour, n in screen.colours(self.clock).items() if sum(colour) < _DARK)
         text = dark / (self.clock.width * self.clock.height)
-        background = viewer.colours(self.background)
+        background = screen.colours(self.background)
         seen = {
             "panel": panel[self.panel_colour] >= _PANEL_SHARE * panel.total(),
             "clock": _TEXT_SHARE[0] <= text <= _TEXT_SHARE[1],
             "background": (0, 0, 0) not in background and self.panel_colour not in background,
         }
         for icon in self.icons:
-            seen[f"icon at {icon.left},{icon.top}"] = len(viewer.colours(icon)) >= _ICON_COLOURS
+            seen[f"icon at {icon.left},{icon.top}"] = len(screen.colours(icon)) >= _ICON_COLOURS
         return [name for name, there in seen.items() if not there]
 
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from tools.desktop_look import LOOKS
 from tools.tiny_image import fill_root
 
 STOCK = {
@@ -77,8 +78,8 @@ def x_image() -> Path:
 
 
 def desktop_image(kind: str) -> Path:
-    """Return the cloop that `tools/build-image --desktop` makes, with `kind` behind it; make it
-    where it is not here yet."""
+    """Return the cloop that `tools/build-image --desktop` makes, with `kind` behind it unless that
+    is `xfce`; make it where it is not here yet."""
     scripts = [*_TOOLS.glob("customise-de*"), *(_TOOLS / "desktop").rglob("*")]
     files = [_BUILD_IMAGE, *sorted(path for path in scripts if path.is_file())]
     recipe = tuple(path.read_text() for path in files)
@@ -145,8 +146,9 @@ def _make_x_image(work: Path) -> Path:
 
 
 def _make_desktop(kind: str, work: Path) -> Path:
-    _run(work, _BUILD_IMAGE, "--desktop", kind, "--out", work)
-    return work / f"desktop-{kind}.cloop"
+    name, words = ("desktop", ()) if kind == "xfce" else (f"desktop-{kind}", (kind,))
+    _run(work, _BUILD_IMAGE, "--desktop", *words, "--out", work)
+    return work / f"{name}.cloop"
 
 
 def _debian(work: Path, *arguments: str) -> Path:
@@ -173,5 +175,5 @@ def _run(work: Path, *command: str | Path) -> None:
 if __name__ == "__main__":
     with ThreadPoolExecutor(2) as pool:
         stock = (partial(stock_image, name) for name in STOCK)
-        makers = [partial(desktop_image, "light"), x_image, *stock]
+        makers = [*(partial(desktop_image, kind) for kind in LOOKS), x_image, *stock]
         list(pool.map(lambda make: make(), makers))
