@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import stat
+import struct
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from p2pcloopd.guest.display.access import COOKIE_NAME
 from tests.support.programs import Guest, Node, Nodes
 from tests.support.stock_images import stock_image, x_image
 from tests.support.waiting import BOUND, wait_until
@@ -97,6 +100,36 @@ def test_a_client_without_the_cookie_is_refused(guest: Guest) -> None:
     assert guest.sh("stat -c %a /dev/.p2pcloop/Xauthority") == "600\n"
 
 
+def test_the_screen_has_no_glx(guest: Guest, x_node: Node) -> None:
+    """With it, programs of the guest would read a whole compiler from the image."""
+    cookie = x_node.command("exec", "x", "--", "tail", "-c", "16", "/dev/.p2pcloop/Xauthority")
+    shown = subprocess.run(
+        cookie, env=x_node.environment, stdout=subprocess.PIPE, timeout=BOUND, check=True
+    ).stdout
+    hello = struct.pack("<BxHHHHxx", ord("l"), 11, 0, len(COOKIE_NAME), len(shown))
+    words = x_node.command("exec", "-i", "x", "--", "nc", "192.0.0.2", "6000")
+    with subprocess.Popen(
+        words, env=x_node.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as client:
+
+        def ask(request: bytes, size: int) -> bytes:
+            """Send a request; so many bytes of its answer."""
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(request)
+            client.stdin.flush()
+            return client.stdout.read(size)
+
+        said = ask(hello + COOKIE_NAME + bytes(2) + shown, 8)
+        ask(b"", 4 * struct.unpack("<xxxxxxH", said)[0])
+        there = {}
+        for name in (b"RENDER", b"GLX"):
+            units = (len(name) + 3) // 4
+            query = struct.pack("<BxHHxx", 98, 2 + units, len(name)) + name.ljust(4 * units, b"\0")
+            there[name] = ask(query, 32)[8]
+    assert there == {b"RENDER": 1, b"GLX": 0}
+
+
 def test_the_wire_leads_to_nothing_but_the_x_server(guest: Guest) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0)
@@ -175,8 +208,7 @@ def test_a_window_on_the_users_desktop(nodes: Nodes, tmp_path: Path) -> None:
             guest.sh(f"({IN_DISPLAY} xterm -bg '#2040a0' </dev/null >/root/said 2>&1 &)")
             wait_until(lambda: users.count(BLUE) > WINDOW)
             users.point_at(100, 100)
-            users.type("sh /root/green")
-            users.press("Return")
+            users.type("sh /root/green\n")
             wait_until(lambda: users.count(GREEN) > WINDOW)
             (found,) = node.json("ps")["guests"]
             address = users.environment["DISPLAY"]
@@ -189,7 +221,10 @@ def test_a_window_without_a_desktop_is_refused(node: Node) -> None:
     said = node.run("boot", x_image(), "--display", "window", code=10).err
     assert "there is no X display for the window: DISPLAY is not set" in said
     assert "hint: run it in a terminal of your desktop" in said
-    assert not list(node.home.guests.glob("*"))
+    node.environment["DISPLAY"] = "127.0.0.1:59535"
+    said = node.run("boot", x_image(), "--display", "window", code=10).err
+    assert "the X display 127.0.0.1:59535 cannot be used: Connection refused" in said
+    assert not node.root.exists()
 
 
 def test_a_session_runs_as_the_images_user_in_each_boot(node: Node) -> None:

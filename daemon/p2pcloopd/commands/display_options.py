@@ -87,11 +87,12 @@ class DisplayOptions:
         )
 
     def check(self) -> None:
-        """Refuse options that do not go together.
+        """Refuse options that do not go together, or not with this machine.
 
         Raises:
             UsageError: there is a session or a size without a display, or a session's user
                 without a session; or a setting is none.
+            GuestError: the window needs the user's display, which cannot be used.
         """
         given_settings(self.locale, self.keyboard)
         if self.geometry is not None and self.display.kind == "none":
@@ -104,6 +105,11 @@ class DisplayOptions:
             raise UsageError("--session-user needs a --session COMMAND")
         if self.session is not None and not self.session.strip():
             raise UsageError("--session needs a command, as `xterm`")
+        if self.display.kind == "window":
+            # Before anything is started or made.
+            from p2pcloopd.guest.display import host_display  # noqa: PLC0415  not for most boots
+
+            host_display.find_host_display()
 
 
 display_options = as_one(DisplayOptions, _OPTIONS, "screen")
