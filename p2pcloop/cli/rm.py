@@ -110,7 +110,13 @@ def _only_image(refs: tuple[str, ...], *, every: bool) -> str:
 def _name_of(ref: str, home: Home) -> Name:
     """The full name of an image that the user typed."""
     with words_of_the_user():
-        asked = read_ref(ref, home)
+        try:
+            asked = read_ref(ref, home)
+        except NotHereError as err:
+            if ref in {each.record.name for each in list_guests(home)}:
+                hint = tr("{ref} is a guest: `p2pcloop rm --guest {ref}` forgets it", ref=ref)
+                raise NotHereError(err.message, hint=hint) from err
+            raise
         if not isinstance(asked, str):
             raise UsageError(
                 tr("{ref} is a file: delete it yourself", ref=ref), hint="give a name or a link"

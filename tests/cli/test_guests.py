@@ -88,6 +88,14 @@ def test_all_that_have_ended_are_forgotten(p2pcloop: Run, begin: Begin, home: Pa
     assert p2pcloop("rm", "--guest", "g3").code == BusyError.exit_code
 
 
+def test_a_guest_is_not_removed_as_an_image_but_told_how(p2pcloop: Run, begin: Begin) -> None:
+    end(begin("g1"))
+    for name, told in (("g1", True), ("g2", False)):
+        ran = p2pcloop("rm", name)
+        assert ran.code == NotHereError.exit_code
+        assert (f"hint: {name} is a guest: `p2pcloop rm --guest {name}`" in ran.err) is told
+
+
 @pytest.mark.parametrize(
     "words",
     [

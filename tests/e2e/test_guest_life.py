@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,8 @@ from p2pcloop.store.guests import GuestFolder, find_guest, list_guests
 from tests.support.programs import GUEST_OPTIONS, Node, Nodes, OnTerminal
 from tests.support.waiting import BOUND, wait_until
 from tools.tiny_image import SHELL_PROMPT
+
+from .conftest import DATA
 
 pytestmark = pytest.mark.e2e
 
@@ -91,22 +95,31 @@ def test_a_guest_goes_on_without_a_terminal_until_it_is_stopped(
     assert node.run("run", cloop, "--overlay", overlay, "--", "cat", "/root/note").out == "kept\n"
 
 
+@pytest.mark.parametrize("kind", ["link", "file"])
 def test_the_end_of_a_boot_tells_where_the_changes_are(
-    node: Node, cloop: Path, tmp_path: Path
+    node: Node, cloop: Path, tmp_path: Path, kind: str
 ) -> None:
-    """Also what to do with them: published, and so with a name, the image's delta can be passed
-    on."""
-    link = node.json("seed", cloop, "--name", "tiny")["link"]
-    overlay = tmp_path / "my changes"
-    words = ("boot", link, *GUEST_OPTIONS, "--overlay", overlay)
+    """Also what to do with them: what it tells can be typed."""
+    image, overlay = tmp_path / "tiny.cloop", tmp_path / "my changes"
+    shutil.copyfile(cloop, image)
+    ref = image if kind == "file" else node.json("seed", image)["link"]
+    words = ("boot", ref, *GUEST_OPTIONS, "--overlay", overlay)
     with OnTerminal(node, *words, controlling=True) as terminal:
         terminal.expect(SHELL_PROMPT, BOUND)
         terminal.send_line("echo kept >/root/note; poweroff")
         terminal.expect(r"\n\r?\np2pcloop: the guest has shut down; ", BOUND)
         terminal.expect(r"my changes holds [\d.]+ kB of changes", BOUND)
-        terminal.expect(r"p2pcloop boot @\w+/tiny --overlay '/.*/my changes'", BOUND)
-        terminal.expect(r"p2pcloop publish '/.*/my changes' --name LABEL", BOUND)
         assert terminal.wait(BOUND) == 0
+        told = terminal.printed.partition("has shut down")[2]
+    [again, *passing_on] = [shlex.split(line) for line in re.findall(r" p2pcloop (.*)", told)]
+    assert [line[0] for line in passing_on] == ["seed", "publish"][kind == "link" :]
+    show = ("--", "cat", "/root/note")
+    assert again[0] == "boot"
+    assert node.run("run", *again[1:], *show).out == "kept\n"
+    for line in passing_on:
+        labels = {"LABEL": "mine", "REF": "tiny"}
+        node.run(*(labels.get(word, word) for word in line))
+    assert node.run("run", "mine", *show).out == "kept\n"
 
 
 @pytest.mark.parametrize("verbose", [False, True])
@@ -196,6 +209,36 @@ def test_what_came_for_a_guest_is_told_to_its_end_and_after(nodes: Nodes, cloop:
     assert timeline is not None
     assert 0 < sum(span.came for span in timeline.spans) <= ended["fetched"]
     assert find_guest(reader.home, name).record.fetched == ended["fetched"]
+
+
+def test_the_record_of_a_guest_outlives_p2pcloopd(nodes: Nodes, cloop: Path) -> None:
+    """Whether it is ended in order or killed, and whether the guest runs or has ended."""
+    seeder, reader = nodes.make(), nodes.make()
+    name = boot(reader, seeder.seed(cloop)["link"], "--name", "g1", "--net", "user")
+    wait_until_up(reader, name)
+    running = find_guest(reader.home, name).record
+
+    def is_told(state: str) -> None:
+        [guest] = reader.json("ps", "--all")["guests"]
+        assert (guest["state"], guest["pid"]) == (state, running.pid)
+        reader.run("daemon", "start")
+        of_node = reader.json("status")["guests"]
+        assert [each["name"] for each in of_node] == ([name] if state == "running" else [])
+
+    reader.run("daemon", "stop", "--force")
+    is_told("running")
+    reader.signal(signal.SIGKILL)
+    is_told("running")
+    assert find_guest(reader.home, name).record == running
+    # It goes on to read what was not here.
+    read = ("exec", name, "--", "sh", "-c", "wc -c </root/data")
+    assert reader.run(*read).out == f"{len(DATA)}\n"
+    reader.run("stop", name)
+    ended, log = find_guest(reader.home, name).record, reader.run("logs", name).out
+    reader.run("daemon", "stop")
+    is_told("ended")
+    assert find_guest(reader.home, name).record == ended
+    assert reader.run("logs", name).out == log
 
 
 def test_attach_ends_with_the_guest(node: Node, cloop: Path) -> None:

@@ -300,4 +300,12 @@ def _changes(ref: str, overlay: Path | None) -> str:
     ]
     if info.name:
         lines.append(tr("  pass it on:    p2pcloop publish {file} --name LABEL", file=file))
+    else:  # others need the image, too
+        lines += [
+            tr("  pass it on:    p2pcloop seed {image}", image=image),
+            tr(
+                "                 p2pcloop publish {file} --name LABEL --base REF",
+                file=file,
+            ),
+        ]
     return joined("\n", lines)
