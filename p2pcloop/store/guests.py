@@ -366,6 +366,11 @@ class OwnGuest:
         self._suspended = None
         self._write(replace(self.record, kept=True))
 
+    def learn_address(self, address: str) -> None:
+        """Write into the record which address the guest was given while it booted."""
+        if self.record is not None and self.record.address != address:
+            self._write(replace(self.record, address=address))
+
     def end(self, **facts: Any) -> None:  # noqa: ANN401  the fields of GuestRecord
         """Write into the record how the guest ended."""
         if self.record is not None:

@@ -221,7 +221,8 @@ def test_a_guest_on_a_bridge_has_an_address_of_that_network(
     for end in ("in order", "killed"):
         with node.started(*run, "--", "sh", "-c", script, stdin=subprocess.PIPE) as guest:
             assert guest.stdout is not None
-            assert re.search(r"inet 192\.168\.77\.1\d/24", guest.stdout.readline())
+            address = re.search(r"inet (192\.168\.77\.1\d)/24", guest.stdout.readline())
+            assert address
             assert f"default via 192.168.77.1 dev {machine.card}" in guest.stdout.readline()
             guest.stdout.readline()
             assert guest.stdout.readline() == "nameserver 192.168.77.9\n"
@@ -230,7 +231,7 @@ def test_a_guest_on_a_bridge_has_an_address_of_that_network(
             leases |= {(tmp_path / "leases").read_text().split()[1]}
             assert "link/ether 06:00:00:00:00:01" in links(bridge, "br0")
             [shown] = node.json("ps")["guests"]
-            assert (shown["network"], shown["address"]) == ("bridge:br0", None)
+            assert (shown["network"], shown["address"]) == ("bridge:br0", address[1])
             if end == "killed":
                 guest.send_signal(signal.SIGKILL)
             out, _ = guest.communicate(timeout=BOUND)

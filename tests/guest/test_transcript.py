@@ -9,9 +9,9 @@ import pytest
 from p2pcloopd.guest.transcript import Transcript
 
 
-def transcript(text: bytes) -> Transcript:
+def transcript(text: bytes, addresses: list[str] | None = None) -> Transcript:
     ticks = count()
-    made = Transcript(lambda: next(ticks))
+    made = Transcript(lambda: next(ticks), ([] if addresses is None else addresses).append)
     for position in range(len(text)):
         made.take(text[position : position + 1])
     return made
@@ -49,6 +49,18 @@ def test_only_the_first_prompt_counts() -> None:
     made = transcript(b"Debian\r\ndemo login: root\r\ndemo login: ")
     assert made.prompt_time == 0
     assert transcript(b"no prompt").prompt_time is None
+
+
+def test_the_address_that_the_initramfs_was_given() -> None:
+    told = b"p2pcloop: the network card has the address "
+    text = told + b"192.168.77.12/24\r\np2pcloop: starts /sbin/init\r\n"
+    # Not what a program of the image prints.
+    printed = b"x\r\n" + text + told + b"192.168.77.13/24\r\n"
+    addresses: list[str] = []
+    transcript(printed, addresses)
+    assert addresses == ["192.168.77.12"]
+    transcript(told + b"a.b.c.d.e/24\r\n" + told + b"192.168.77.1", addresses)
+    assert addresses == ["192.168.77.12"]
 
 
 def test_initramfs_failure() -> None:

@@ -20,8 +20,10 @@ class Events:
         boot: before each start of the kernel: the first, and those of reboots.
         prompt: at the first login prompt of each boot. Of a guest that runs one command: before it
             runs that.
+        address: with the address that a DHCP server gave a guest in one of its boots.
     """
 
     console: Callable[[bytes], None] = _ignore
     boot: Callable[[], None] = _ignore
     prompt: Callable[[], None] = _ignore
+    address: Callable[[str], None] = _ignore

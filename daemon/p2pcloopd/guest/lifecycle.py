@@ -203,7 +203,7 @@ class _Attended:
         self, machine: Machine, task_status: trio.TaskStatus[RunningGuest] | None
     ) -> _End:
         """Run the guest's kernel once, to its end."""
-        transcript = Transcript(trio.current_time)
+        transcript = Transcript(trio.current_time, self._events.address)
         watch, silence = self._watches(transcript, by_firmware=self._spec.firmware is not None)
         native = NativeOutput()
 

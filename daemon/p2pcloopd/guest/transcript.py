@@ -7,12 +7,15 @@ import signal
 from collections.abc import Callable
 
 from p2pcloopd.guest.result import Reason
-from p2pcloopd.guest.system.initramfs import FAILURE_MARK, START_MARK
+from p2pcloopd.guest.system.initramfs import ADDRESS_MARK, FAILURE_MARK, START_MARK
 
 _TAIL = 8192
 PROMPT = re.compile(rb"login: ?")
 _FAILURE = re.compile(rb"^" + re.escape(FAILURE_MARK.encode()) + rb"(.*?)\r*$", re.MULTILINE)
 _STARTED = re.compile(rb"^" + re.escape(START_MARK.encode()) + rb"(.*?)\r*$", re.MULTILINE)
+_ADDRESS = re.compile(
+    rb"^" + re.escape(ADDRESS_MARK.encode()) + rb"([0-9.]{7,15})/[0-9]{1,2}\r*\n", re.MULTILINE
+)
 CONTROLS = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[^\[]|[\x00-\x09\x0b-\x1f]")
 _PANIC = b"Kernel panic - not syncing"
 _NO_DISK = re.compile(rb"EXT4-fs error|I/O error|IO failure|Aborting journal|Bus error")
@@ -35,8 +38,17 @@ class Transcript:
         started: the init that was handed over to, as the initramfs names it; "" before.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, clock: Callable[[], float], on_address: Callable[[str], object] = str
+    ) -> None:
+        """Take nothing yet.
+
+        Args:
+            clock: tells the time.
+            on_address: called with the address that a DHCP server gave the initramfs.
+        """
         self._clock = clock
+        self._on_address = on_address
         self.tail = b""
         self.prompt_time: float | None = None
         self.started = ""
@@ -46,6 +58,9 @@ class Transcript:
         before = self.tail.rfind(b"\n") + 1  # earlier lines were looked at
         text = self.tail[before:] + data
         self.tail = (self.tail + data)[-_TAIL:]
+        # What the image's programs print later does not count.
+        if not self.started and (found := _ADDRESS.search(text)):
+            self._on_address(found[1].decode())
         if not self.started and (found := _STARTED.search(text)):
             self.started = found[1].decode(errors="replace")
         if self.prompt_time is None and PROMPT.search(text):

@@ -18,7 +18,7 @@ import trio
 
 from p2pcloop import words
 from p2pcloop.client.progress import without_waits
-from p2pcloop.errors import GuestError, P2pcloopError
+from p2pcloop.errors import GuestError, P2pcloopError, StorageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import OwnGuest
 from p2pcloop.words import tr, translated
@@ -258,7 +258,12 @@ async def _run(ready: ReadyGuest, block: BlockServerProcess, live: Live) -> None
             try:
                 with plain_errors():
                     begins = partial(on_disk, attached=True)
-                    events = Events(partial(_hear, outcome, answer), boot=begins, prompt=node.want)
+                    events = Events(
+                        partial(_hear, outcome, answer),
+                        boot=begins,
+                        prompt=node.want,
+                        address=partial(_keep_address, ready.own),
+                    )
                     outcome.guest = await live(_served(ready, block, answer), events)
             except P2pcloopError as err:
                 outcome.error = err
@@ -271,6 +276,13 @@ async def _run(ready: ReadyGuest, block: BlockServerProcess, live: Live) -> None
 def _hear(outcome: Outcome, answer: Answer, data: bytes) -> None:
     outcome.hear(data)
     answer.hear()
+
+
+def _keep_address(own: OwnGuest, address: str) -> None:
+    try:
+        own.learn_address(address)
+    except StorageError as err:  # it only informs
+        _log.warning("the address of the guest %s is not recorded: %s", own.name, err)
 
 
 async def _tell_answer(answer: Answer, block: BlockServerProcess) -> None:

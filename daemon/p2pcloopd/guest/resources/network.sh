@@ -12,6 +12,7 @@ ask_for_address() {
     if [ -f /lease ]; then
         # shellcheck source=/dev/null  # made by lease.sh
         . /lease
+        echo "$ADDRESS_MARK$ADDRESS"
     else
         echo "p2pcloop: no DHCP server answers: the network card has no address yet"
     fi

@@ -35,6 +35,9 @@ FAILURE_MARK = "p2pcloop: cannot boot: "
 START_MARK = "p2pcloop: starts "
 """Begins the console line that says which init is handed over to."""
 
+ADDRESS_MARK = "p2pcloop: the network card has the address "
+"""Begins the console line that tells the address that a DHCP server gave."""
+
 AUTOLOGIN = "p2pcloop.autologin"
 """A word of the kernel's command line: root is logged in at the console, for this boot."""
 
@@ -139,7 +142,7 @@ def network_part(addresses: Addresses | None) -> Part:
             ("programs", "name-server", "network"),
             ("lease",),
             (*applets, "chmod", "udhcpc"),
-            settings=settings,
+            settings=settings | {"ADDRESS_MARK": ADDRESS_MARK},
         )
     settings["ADDRESS"] = f"{addresses.guest}/{addresses.prefix_length}"
     settings |= {"GATEWAY": addresses.gateway, "NAMESERVER": addresses.nameserver}
