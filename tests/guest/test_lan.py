@@ -27,7 +27,7 @@ pytestmark = [
 CHECKOUT = Path(__file__).parents[2]
 
 BEGIN = """
-import json, os, socket, subprocess, sys
+import json, os, socket, subprocess, sys, time
 import trio
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +39,7 @@ from tests.support.frames import ARP, EVERYBODY, IPV4, Station
 from tests.support.programs import descendant, descendants
 from tests.support.lans import PORT, Wire, content, ip, kind_of, own_lan, until
 from tests.support.listeners import Listeners
-from tests.support.waiting import wait_until
+from tests.support.waiting import BOUND, wait_until
 
 home = Home.at(Path(sys.argv[1]))
 """
@@ -325,6 +325,65 @@ def test_what_keeps_a_lan_from_being_made_is_told_to_the_guest(tmp_path: Path) -
     """As without user namespaces."""
     told = in_a_namespace(REFUSED, tmp_path)
     assert told == ["the sandbox does not start", "allow user namespaces"]
+
+
+LATER_ON = """
+def joined_later(guest):
+    end = time.monotonic() + BOUND
+    while True:
+        try:
+            with joined(home, "lan", guest) as card:
+                return card.addresses.guest
+        except P2pcloopError:
+            assert time.monotonic() < end
+"""
+
+NO_ROOM = """
+lan_owner.SLOTS = range(2, 4)
+own_lan(home, "lan")
+with joined(home, "lan", "g1") as first:
+    with joined(home, "lan", "g2"):
+        try:
+            with joined(home, "lan", "g3"):
+                told = None
+        except P2pcloopError as err:
+            told = str(err), err.hint
+        names = [Wire(first).look_up(f"{name}.lan")[0] for name in ("g1", "g2", "g3")]
+    # The owner may not have seen yet that the second one has left.
+    print(json.dumps([told, names, joined_later("g3")]))
+"""
+
+
+def test_a_guest_without_a_free_address_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    [[said, hint], names, later] = in_a_namespace(LATER_ON + NO_ROOM, tmp_path)
+    assert said == "each of the LAN's 2 addresses has a guest"
+    assert hint == "end a guest, or boot this one in another LAN: `--net lan:NAME`"
+    assert names == [0, 0, 3]
+    assert later == "10.88.0.3"
+
+
+IN_USE = """
+ip("link", "set", "lo", "up")
+for network in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"):
+    ip("route", "add", network, "dev", "lo")
+before = sorted(home.root.rglob("*"))
+try:
+    with joined(home, "lan", "g1"):
+        told = None
+except P2pcloopError as err:
+    told = str(err), err.hint
+assert sorted(home.root.rglob("*")) == before
+ip("route", "delete", "172.16.0.0/12", "dev", "lo")
+# The owner tells all who ask for a second that it has no network.
+print(json.dumps([told, joined_later("g1")]))
+"""
+
+
+def test_a_machine_whose_networks_are_all_in_use_is_told(tmp_path: Path) -> None:
+    [[said, hint], later] = in_a_namespace(LATER_ON + IN_USE, tmp_path)
+    assert said.startswith("this machine has routes to each network that a LAN could have: 10.88")
+    assert "--net user" in hint
+    assert later == "172.29.88.2"
 
 
 NO_PROCESS = """

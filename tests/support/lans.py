@@ -57,16 +57,19 @@ class Wire:
             yield os.read(self.tap, 1 << 16)
 
     def gateway(self) -> bytes:
-        """The hardware address of the LAN's gateway."""
+        """The hardware address of the LAN's gateway. It is asked for again each second, as a guest
+        does: the bridge of a new LAN drops what its host sends before the kernel has seen that it
+        has a port, and that may take a second."""
         wanted = socket.inet_aton(self.addresses.gateway)
-        if not self._gateway:
+        for _ in range(int(BOUND)):
+            if self._gateway:
+                return self._gateway
             self.send(self.station.arp_request(wanted))
-            self._gateway = next(
-                frame[6:12]
-                for frame in self.frames()
-                if kind_of(frame) == ARP and frame[20:22] == b"\0\2" and frame[28:32] == wanted
-            )
-        return self._gateway
+            for frame in self.frames(1):
+                if kind_of(frame) == ARP and frame[20:22] == b"\0\2" and frame[28:32] == wanted:
+                    self._gateway = frame[6:12]
+                    break
+        raise TimeoutError("the gateway does not answer")
 
     def packet(
         self, address: str, protocol: int, segment: Segment, to: bytes = b"", **options: Any
