@@ -30,6 +30,7 @@ class GuestRecord:
         started: when, in seconds of Unix time.
         kept: whether the record stays when the guest has ended.
         ports: of the host, which lead into the guest, as `--port` takes them.
+        opened: of the host, which the guest can connect to, as `--open` takes them.
         display: `kind`, `address`, `password` and, for browsers, `link` of its display
             (docs/display.md), or None.
         ended: when, or None while it runs.
@@ -60,6 +61,7 @@ class GuestRecord:
     started: float
     kept: bool
     ports: list[str] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)
     display: dict[str, Any] | None = None
     ended: float | None = None
     reason: str | None = None

@@ -186,6 +186,37 @@ def test_ports_lead_into_the_guest_and_nothing_leads_back(
     assert "other machines can reach the guest by 0.0.0.0:3333/tcp" in err
 
 
+def test_only_opened_ports_of_this_machine_are_reached(
+    node: Node, image: Path, kernel: Path, pair: tuple[Host, Host]
+) -> None:
+    near = pair[0].address
+    script = f"""
+        for address in 10.0.2.2 {near} 127.0.0.1; do
+            for port in {TAKES} {GIVES}; do
+                if nc -w 3 $address $port </dev/null >/dev/null 2>&1; then echo $address:$port; fi
+            done
+        done
+    """
+    opened = ("--open", str(TAKES), "--open", f"{near}:{GIVES}", "--kernel", kernel)
+    with listening(pair[0], "0.0.0.0", TAKES), listening(pair[0], "0.0.0.0", GIVES):
+        said = node.run("run", image, "--net", "user", *opened, "--", "sh", "-c", script).out
+    assert said.split() == [f"10.0.2.2:{TAKES}", f"{near}:{GIVES}"]
+
+
+def test_a_port_is_opened_by_an_address_of_this_machine_with_a_network(
+    node: Node, image: Path
+) -> None:
+    for words, says, hint in (
+        (["--open", "80"], "--open needs a guest with the network `user`", "--net user"),
+        (["--net", "lan", "--open", "80"], "--open needs a guest with the network", "--net user"),
+        (["--net", "user", "--open", "192.0.2.7:80"], "this machine does not have", "3128"),
+    ):
+        said = node.run("run", image, *words, "--", "true", code=2).err
+        assert says in said
+        assert hint in said
+    assert not node.root.exists()
+
+
 def answer_at(host: Host, address: str, port: int) -> str:
     """What a client on a host is answered by a forwarded port."""
     argv = [*host.inside, sys.executable, "-c", CLIENT, address, str(port)]

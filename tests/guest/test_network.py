@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -14,6 +14,7 @@ import trio
 from p2pcloop.errors import GuestError
 from p2pcloopd.guest.network import frame_filter
 from p2pcloopd.guest.network import slirp as network
+from p2pcloopd.guest.network.opened import OpenedPort
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.system import addresses
 from p2pcloopd.guest.system.kernel import find_busybox
@@ -51,11 +52,11 @@ class Wire:
 
 
 @asynccontextmanager
-async def open_wire(tmp_path: Path) -> AsyncIterator[Wire]:
+async def open_wire(tmp_path: Path, opened: Sequence[OpenedPort] = ()) -> AsyncIterator[Wire]:
     # Many hosts' resolver is on their loopback.
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("nameserver 127.0.0.1\n")
-    async with network.user_network(pytest.fail, resolv_conf=resolv_conf) as ours:
+    async with network.user_network(pytest.fail, opened=opened, resolv_conf=resolv_conf) as ours:
         with (
             trio.fail_after(BOUND),
             trio.socket.fromfd(ours.fileno(), ours.family, ours.type) as sock,
@@ -100,7 +101,7 @@ async def test_the_filter_is_what_closes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it the same frames reach the host's 127.0.0.1: the tests above can fail."""
-    monkeypatch.setattr(frame_filter, "install", lambda *_: None)
+    monkeypatch.setattr(frame_filter, "install", lambda *_, **__: None)
     async with open_wire(tmp_path) as wire:
         with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             await udp.bind(("127.0.0.1", 0))

@@ -31,10 +31,10 @@ install, known, changed = frame_filter.install, set(), trio.Event()
 def ip(*words):
     subprocess.run(["ip", *words], check=True)
 
-def install_and_tell(sock, nameserver, own):
+def install_and_tell(sock, nameserver, own, **more):
     global changed
     if guarded == "guarded":
-        install(sock, nameserver, own)
+        install(sock, nameserver, own, **more)
     known.update(map(str, own))
     changed.set()
     changed = trio.Event()

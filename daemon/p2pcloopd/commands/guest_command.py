@@ -96,6 +96,10 @@ def check_ports(options: GuestOptions | ResumeOptions) -> None:
     Raises:
         UsageError: as its message says.
     """
+    if options.opened and options.net.kind != "user":
+        raise UsageError(
+            "--open needs a guest with the network `user`", hint="give `--net user` with it"
+        )
     if options.ports and options.net.kind not in ("user", "lan"):
         raise UsageError(
             "--port needs a guest with the network `user` or `lan`",

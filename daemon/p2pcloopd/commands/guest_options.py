@@ -13,6 +13,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
 from p2pcloopd.guest.network.choice import Network, parse_network
 from p2pcloopd.guest.network.forwarding import ForwardedPort, parse_port
+from p2pcloopd.guest.network.opened import OpenedPort, parse_opened
 from p2pcloopd.guest.vm import Firmware, Vm
 
 
@@ -20,6 +21,12 @@ def _to_ports(
     _context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]
 ) -> tuple[ForwardedPort, ...]:
     return tuple(map(parse_port, value))
+
+
+def _to_opened(
+    _context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]
+) -> tuple[OpenedPort, ...]:
+    return tuple(map(parse_opened, value))
 
 
 def _to_network(_context: click.Context, _parameter: click.Parameter, value: str) -> Network:
@@ -59,6 +66,16 @@ _PORT = click.option(
     metavar="[ADDR:]PORT:GUESTPORT[/udp]",
     help="With `--net user` or `lan`: PORT of this machine leads to GUESTPORT of the guest, as"
     " 2222:22; may be given more than once.  [default ADDR: 127.0.0.1, for this machine alone]",
+)
+_OPEN = click.option(
+    "--open",
+    "opened",
+    multiple=True,
+    callback=_to_opened,
+    metavar="[ADDR:]PORT",
+    help="With `--net user`: the guest can connect to the TCP port PORT of this machine, which is"
+    " closed to it otherwise; may be given more than once. It finds ports of 127.0.0.1 at 10.0.2.2."
+    "  [default ADDR: 127.0.0.1]",
 )
 _CPU = click.option(
     "--cpu",
@@ -105,6 +122,7 @@ _OPTIONS = (
     click.option("--mem", type=SIZE, default="512M", show_default=True, help="The guest's memory."),
     _NET,
     _PORT,
+    _OPEN,
     click.option(
         "--vm",
         type=click.Choice(get_args(Vm)),
@@ -157,6 +175,7 @@ class GuestOptions:
     mem: int
     net: Network
     ports: tuple[ForwardedPort, ...]
+    opened: tuple[OpenedPort, ...]
     vm: Vm
     firmware: Firmware | None
     kernel: Path | None
@@ -180,6 +199,7 @@ class ResumeOptions:
     overlay: Path | None
     net: Network
     ports: tuple[ForwardedPort, ...]
+    opened: tuple[OpenedPort, ...]
     cpu: int | None
     report: Path | None
     fill: int
@@ -196,6 +216,7 @@ class ResumeOptions:
             mem=memory,
             net=self.net,
             ports=self.ports,
+            opened=self.opened,
             vm="qemu",
             firmware=None,
             kernel=None,
@@ -217,6 +238,7 @@ _NEW_OVERLAY = click.option(
 )
 
 resume_options = as_one(
-    ResumeOptions, (_NAME, _NEW_OVERLAY, _NET, _PORT, _CPU, _REPORT, _FILL, at_option, home_option)
+    ResumeOptions,
+    (_NAME, _NEW_OVERLAY, _NET, _PORT, _OPEN, _CPU, _REPORT, _FILL, at_option, home_option),
 )
 """Give a command these options, and its function a `ResumeOptions` as `options`."""

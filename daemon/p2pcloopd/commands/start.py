@@ -91,7 +91,9 @@ def _no_words(record: GuestRecord, name: str) -> UsageError:
 
 def _network(record: GuestRecord) -> list[str]:
     """The options of the network that a guest had."""
-    return ["--net", record.network, *(word for port in record.ports for word in ("--port", port))]
+    given = {"--port": record.ports, "--open": record.opened}
+    ports = (word for option, ports in given.items() for port in ports for word in (option, port))
+    return ["--net", record.network, *ports]
 
 
 def _ended(home: Home, name: str) -> GuestRecord:

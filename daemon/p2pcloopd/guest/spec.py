@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from p2pcloopd.guest.machine.resume import Resume
     from p2pcloopd.guest.network.card import Card
     from p2pcloopd.guest.network.forwarding import BoundPort
+    from p2pcloopd.guest.network.opened import OpenedPort
     from p2pcloopd.guest.ports import PortsUser
     from p2pcloopd.guest.progress import Progress
 
@@ -81,6 +82,7 @@ class GuestSpec:
         ports_socket: a vhost-user socket of a console device with ports, or None; for UML.
         ports_user: has ports in each boot of the guest, or None; for QEMU.
         forwarded: ports of this machine that lead into the guest; with network `user`.
+        opened: ports of this machine that the guest can connect to; with network `user`.
         display: an X server for the guest, or None; its initramfs has the part `display_part`.
         session: what runs on the display, or None.
         reboot: whether a guest that reboots is started again; else a reboot ends it.
@@ -109,6 +111,7 @@ class GuestSpec:
     reboot: bool = False
     ports_socket: Path | None = None
     forwarded: tuple[BoundPort, ...] = ()
+    opened: tuple[OpenedPort, ...] = ()
     display: Display | None = None
     session: Session | None = None
     vm: Vm = "uml"

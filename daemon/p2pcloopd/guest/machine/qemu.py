@@ -314,7 +314,7 @@ async def _cards(spec: GuestSpec, resume: Resume | None, stack: AsyncExitStack) 
 
         plugged = None if resume is None else resume.plugged.wait
         wire = await stack.enter_async_context(
-            network.user_network(say, ports=spec.forwarded, plugged=plugged)
+            network.user_network(say, ports=spec.forwarded, opened=spec.opened, plugged=plugged)
         )
         cards.append(PcCard("network", "dgram", wire.fileno(), _NETWORK_MAC, MTU))
     elif spec.card is not None:

@@ -122,7 +122,9 @@ async def _cards(spec: GuestSpec, stack: AsyncExitStack) -> list[tuple[int, str]
     if spec.network == "user":
         from p2pcloopd.guest.network import slirp as network  # noqa: PLC0415  few guests have one
 
-        card = await stack.enter_async_context(network.user_network(say, ports=spec.forwarded))
+        card = await stack.enter_async_context(
+            network.user_network(say, ports=spec.forwarded, opened=spec.opened)
+        )
         cards.append((card.fileno(), network.uml_parameter(card.fileno())))
     elif spec.card is not None:
         forget_offloads(spec.card.tap)

@@ -13,7 +13,7 @@ import ctypes
 import fcntl
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from p2pcloop.errors import GuestError
@@ -24,10 +24,10 @@ _MAX_INSTRUCTIONS = 4096
 
 # Instruction codes: linux/bpf_common.h. Offsets: Ethernet header (14), then IPv4 (RFC 791).
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
-_LOAD_HALF_INDEXED, _LOAD_X_HEADER_LENGTH = 0x48, 0xB1
+_LOAD_HALF_INDEXED, _LOAD_BYTE_INDEXED, _LOAD_X_HEADER_LENGTH = 0x48, 0x50, 0xB1
 _MASK, _EQUAL, _ANY_BIT, _RETURN = 0x54, 0x15, 0x45, 0x06
-_ARP, _IPV4, _TCP, _UDP, _DNS, _DHCP_SERVER = 0x0806, 0x0800, 6, 17, 53, 67
-_TCP_FLAGS, _SYN_AND_ACK = 13, 0x12  # from the TCP header on, as a filter of TCP sockets reads
+_ARP, _IPV4, _ICMP, _TCP, _UDP, _DNS, _DHCP_SERVER = 0x0806, 0x0800, 1, 6, 17, 53, 67
+_TCP_FLAGS, _SYN, _SYN_AND_ACK = 13, 0x02, 0x12  # the first is counted from the TCP header on
 
 _EVERYBODY = IPv4Address("255.255.255.255")
 
@@ -46,9 +46,19 @@ NEVER = tuple(
 _Instruction = tuple[int, int, int, int]
 """Code, operand, instructions to skip if true, and if false."""
 
+Place = tuple[str, int]
+"""Where a guest finds a port of this machine: an IPv4 address, and a TCP port there."""
+
 _ACCEPT: _Instruction = (_RETURN, 0xFFFFFFFF, 0, 0)
 _DROP: _Instruction = (_RETURN, 0, 0, 0)
 _LOAD_DESTINATION: _Instruction = (_LOAD_WORD, 30, 0, 0)
+_NO_FRAGMENT: tuple[_Instruction, ...] = (
+    (_LOAD_HALF, 20, 0, 0),
+    (_ANY_BIT, 0x3FFF, 0, 1),
+    _DROP,
+)
+"""Only the first fragment of a packet tells the port."""
+
 _ONLY_IPV4: tuple[_Instruction, ...] = (
     (_LOAD_HALF, 12, 0, 0),
     (_EQUAL, _ARP, 0, 1),
@@ -59,15 +69,27 @@ _ONLY_IPV4: tuple[_Instruction, ...] = (
 """Accepts ARP, drops all that is neither ARP nor IPv4, and goes on."""
 
 
-def install(helper_end: socket.socket, nameserver: str, own: Iterable[IPv4Network] = ()) -> None:
+def install(
+    helper_end: socket.socket,
+    nameserver: str,
+    own: Iterable[IPv4Network] = (),
+    *,
+    alias: str = "",
+    opened: Sequence[Place] = (),
+) -> None:
     """Let `helper_end` receive only ARP, and IPv4 that goes neither to `own` nor to `NEVER`. At
     `nameserver` only DNS passes; of broadcasts only the guest's DHCP, which the helper answers.
     A filter that was installed before is replaced.
 
+    Args:
+        alias: leads to this machine's loopback, where the helper does not close it: no connection
+            begins there, but for those to `opened`.
+        opened: TCP ports that are open to the guest, whatever else is closed.
+
     Raises:
         GuestError: `own` are more than a filter can hold, about a thousand.
     """
-    _attach(helper_end, _guests(nameserver, own))
+    _attach(helper_end, _guests(nameserver, own, alias, opened))
 
 
 def install_on_tap(tap: int, nameserver: str, own: Iterable[IPv4Network] = ()) -> None:
@@ -116,13 +138,16 @@ def _attach(end: socket.socket | int, program: list[_Instruction]) -> None:
         end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program_header)
 
 
-def _guests(nameserver: str, own: Iterable[IPv4Network]) -> list[_Instruction]:
+def _guests(
+    nameserver: str, own: Iterable[IPv4Network], alias: str = "", opened: Sequence[Place] = ()
+) -> list[_Instruction]:
     """The program for the frames of guests.
 
     Raises:
         GuestError: it would be too long for a filter.
     """
-    program = _program(int(IPv4Address(nameserver)), [*NEVER, *sorted(set(own))])
+    doors = _doors(alias, opened)
+    program = _program(int(IPv4Address(nameserver)), [*NEVER, *sorted(set(own))], doors)
     if len(program) > _MAX_INSTRUCTIONS:
         raise GuestError(
             "this machine has too many addresses of its own to keep a guest away from them",
@@ -131,9 +156,12 @@ def _guests(nameserver: str, own: Iterable[IPv4Network]) -> list[_Instruction]:
     return program
 
 
-def _program(nameserver: int, closed: Iterable[IPv4Network]) -> list[_Instruction]:
+def _program(
+    nameserver: int, closed: Iterable[IPv4Network], doors: Sequence[_Instruction]
+) -> list[_Instruction]:
     program = [
         *_ONLY_IPV4,
+        *doors,
         *_only_service(nameserver, (_TCP, _UDP), _DNS),
         *_only_service(int(_EVERYBODY), (_UDP,), _DHCP_SERVER),
     ]
@@ -147,6 +175,62 @@ def _program(nameserver: int, closed: Iterable[IPv4Network]) -> list[_Instructio
     return [*program, _ACCEPT]
 
 
+def _doors(alias: str, opened: Sequence[Place]) -> list[_Instruction]:
+    """Let packets for opened ports pass, and nothing else begin at the alias of the loopback."""
+    program = []
+    for address, port in opened:
+        if address != alias:
+            program += _may_pass(address, port)
+    if alias:
+        program += _only_answers(alias, [port for address, port in opened if address == alias])
+    return program
+
+
+def _may_pass(address: str, port: int) -> list[_Instruction]:
+    """Let packets for one TCP port of an address pass; of all others the rest decides."""
+    service = [
+        (_LOAD_HALF, 20, 0, 0),
+        (_ANY_BIT, 0x3FFF, 6, 0),
+        (_LOAD_BYTE, 23, 0, 0),
+        (_EQUAL, _TCP, 0, 4),
+        (_LOAD_X_HEADER_LENGTH, 14, 0, 0),
+        (_LOAD_HALF_INDEXED, 14 + 2, 0, 0),
+        (_EQUAL, port, 0, 1),
+        _ACCEPT,
+    ]
+    return [_LOAD_DESTINATION, (_EQUAL, int(IPv4Address(address)), 0, len(service)), *service]
+
+
+def _only_answers(alias: str, ports: Sequence[int]) -> list[_Instruction]:
+    """At an address that leads to the loopback: let connections begin to some TCP ports alone, and
+    segments pass of connections that are there: those of forwarded ports have begun here. The
+    helper itself answers ICMP and DHCP."""
+    service = [
+        *_NO_FRAGMENT,
+        (_LOAD_BYTE, 23, 0, 0),
+        (_EQUAL, _ICMP, 0, 1),
+        _ACCEPT,
+        (_LOAD_X_HEADER_LENGTH, 14, 0, 0),
+        (_EQUAL, _UDP, 0, 4),
+        (_LOAD_HALF_INDEXED, 14 + 2, 0, 0),
+        (_EQUAL, _DHCP_SERVER, 0, 1),
+        _ACCEPT,
+        _DROP,
+        (_EQUAL, _TCP, 1, 0),
+        _DROP,
+        # libslirp makes a connection of a segment with SYN and without ACK, and of no other.
+        (_LOAD_BYTE_INDEXED, 14 + _TCP_FLAGS, 0, 0),
+        (_MASK, _SYN_AND_ACK, 0, 0),
+        (_EQUAL, _SYN, 1, 0),
+        _ACCEPT,
+        (_LOAD_HALF_INDEXED, 14 + 2, 0, 0),
+    ]
+    for port in ports:
+        service += [(_EQUAL, port, 0, 1), _ACCEPT]
+    service += [_DROP]
+    return [_LOAD_DESTINATION, (_EQUAL, int(IPv4Address(alias)), 0, len(service)), *service]
+
+
 def _only_service(address: int, protocols: tuple[int, ...], port: int) -> list[_Instruction]:
     """Let only packets for `port` pass to `address`."""
     only_protocols = [
@@ -155,10 +239,7 @@ def _only_service(address: int, protocols: tuple[int, ...], port: int) -> list[_
         for number, protocol in enumerate(protocols)
     ]
     service = [
-        # No fragments, as only the first tells the port.
-        (_LOAD_HALF, 20, 0, 0),
-        (_ANY_BIT, 0x3FFF, 0, 1),
-        _DROP,
+        *_NO_FRAGMENT,
         (_LOAD_BYTE, 23, 0, 0),
         *only_protocols,
         _DROP,

@@ -17,6 +17,7 @@ from p2pcloop.words import tr
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.network import frame_filter, own_addresses
 from p2pcloopd.guest.network.forwarding import BoundPort
+from p2pcloopd.guest.network.opened import LOOPBACK, OpenedPort
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
 from p2pcloopd.guest.system import preload
@@ -49,18 +50,21 @@ async def user_network(
     say: Callable[[str], None],
     *,
     ports: Sequence[BoundPort] = (),
+    opened: Sequence[OpenedPort] = (),
     resolv_conf: Path = _RESOLV_CONF,
     plugged: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[socket.socket]:
     """Run the helper that opens connections in the host's network for a guest, and yield the
     guest's end of the wire: a datagram socket of Ethernet frames.
 
-    The guest cannot reach this machine's own addresses, and changes of these take effect at once.
+    The guest cannot reach this machine's own addresses, but for `opened`; changes of these take
+    effect at once.
     The helper reads what a stranger's guest sends, so it sees only its libraries and `resolv_conf`.
 
     Args:
         say: called if the helper ends before the block is left; the guest then has no network.
         ports: of this machine, which lead into the guest.
+        opened: of this machine, which the guest can connect to.
         resolv_conf: names the name servers that answer the guest.
         plugged: returns once the guest's card is plugged in; the helper starts then. A client of
             `ports` waits: what the helper sends earlier is lost, and libslirp sends it again only
@@ -73,10 +77,18 @@ async def user_network(
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
-        close_off = partial(frame_filter.install, theirs, NAMESERVER_ADDRESS)
+        on_loopback = any(port.address == LOOPBACK for port in opened)
+        close_off = partial(
+            frame_filter.install,
+            theirs,
+            NAMESERVER_ADDRESS,
+            alias=HOST_ADDRESS if on_loopback else "",
+            opened=[port.place for port in opened],
+        )
         async with uplink(
             *(theirs.fileno(), ours, close_off, say),
             ports=ports,
+            loopback=on_loopback,
             resolv_conf=resolv_conf,
             plugged=plugged,
         ):
@@ -91,6 +103,7 @@ async def uplink(
     say: Callable[[str], None],
     *,
     ports: Sequence[BoundPort] = (),
+    loopback: bool = False,
     resolv_conf: Path = _RESOLV_CONF,
     plugged: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[None]:
@@ -102,9 +115,11 @@ async def uplink(
         close_off: puts the filter of frames on `fd`; called with this machine's own networks.
         say: called if the helper ends before the block is left.
         ports: as for `user_network`; so are `resolv_conf`, `plugged` and the errors.
+        loopback: whether the helper's alias leads to this machine's loopback; the filter then
+            decides what reaches it.
     """
     with plain_errors():
-        helper = await trio.to_thread.run_sync(_helper, fd, resolv_conf, ports)
+        helper = await trio.to_thread.run_sync(_helper, fd, resolv_conf, ports, loopback)
         fds = [fd, *(port.sock.fileno() for port in ports)]
         async with trio.open_nursery() as nursery:
             await nursery.start(own_addresses.follow_own_networks, close_off)
@@ -179,10 +194,16 @@ async def _report_end(
     )
 
 
-def _helper(fd: int, resolv_conf: Path, ports: Sequence[BoundPort]) -> sandbox.Sandbox:
+def _helper(
+    fd: int,
+    resolv_conf: Path,
+    ports: Sequence[BoundPort],
+    loopback: bool,
+) -> sandbox.Sandbox:
     program = find_program("libslirp-helper", "libslirp-helper")
     command = [
-        *(str(program), f"--fd={fd}", "--disable-host-loopback", "--disable-ipv6", f"--mtu={MTU}"),
+        *(str(program), f"--fd={fd}", "--disable-ipv6", f"--mtu={MTU}"),
+        *([] if loopback else ["--disable-host-loopback"]),
         *(f"--net=10.0.2.0/{PREFIX_LENGTH}", f"--host={HOST_ADDRESS}"),
         *(f"--dhcp-start={GUEST_ADDRESS}", f"--dhcp-dns={NAMESERVER_ADDRESS}"),
     ]
