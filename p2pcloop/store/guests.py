@@ -471,19 +471,10 @@ def _look_at(folder: GuestFolder) -> GuestState:
     try:
         return folder.read()
     except FormatError as err:
+        own: dict[str, Any] = {"name": folder.name, "kept": True, "error": str(err)}
+        empty: dict[str, Any] = {"overlay": None, "memory": 0, "network": "", "started": 0.0}
         nothing = GuestRecord(
-            name=folder.name,
-            ref="",
-            image="",
-            version=None,
-            overlay=None,
-            memory=0,
-            network="",
-            pid=0,
-            process_start=0,
-            started=0.0,
-            kept=True,
-            error=str(err),
+            ref="", image="", version=None, pid=0, process_start=0, **own, **empty
         )
         return GuestState(nothing, "damaged")
 
