@@ -161,15 +161,14 @@ async def test_all_that_is_expected_is_wanted_of_others_in_exclusive_mode(world:
         assert set(it.swarm.wanted) == set(range(1, 64))
 
 
-async def test_a_reader_in_exclusive_mode_has_its_exact_range_after_a_second(
-    world: World,
-) -> None:
+async def test_a_late_reader_in_exclusive_mode_has_its_exact_range(world: World) -> None:
+    """A client was asked, so it waits for twice a second and a half: two others want the same."""
     async with world.torrent(mirrors=1, peer=True, where=OTHERS) as it:
         it.host = "10.0.0.77"
         it.mirror.gone = set(range(1, 64))
         await dispatched(world, it)
         it.read_piece(50)
-        await it.keep_sending(0.9)
+        await it.keep_sending(2.9)
         assert it.mirror.candidates[-1][0] == 50
         assert it.mirror.asked == []
         await it.keep_sending(0.2)

@@ -77,6 +77,8 @@ CROWD: dict[str, Any] = {"crowd": 2, "copies": [0, 1] * 200} | SENDS
 
 DISPATCH: dict[str, Any] = CROWD | {"dispatch_ready": True}
 EXCLUSIVE: dict[str, Any] = DISPATCH | {"exclusive": True}
+LARGE: dict[str, Any] = EXCLUSIVE | {"crowd": 15}
+THEIRS: dict[str, Any] = EXCLUSIVE | {"mine": lambda _piece: False}
 
 
 # --- what peers are told --------------------------------------------------------------------------
@@ -221,8 +223,20 @@ EXACT = {
     "a stream": (decide(ahead(5), **SERVER | SENDS), []),
     "bytes are here": (decide(ahead(5), fill(6), part={5, 6}, **SERVER), [5, 6]),
     "a guest in a crowd": (decide(demand(4, age=1), **CROWD | SERVER), []),
-    "a guest in exclusive mode": (decide(demand(4, age=0.9), **EXCLUSIVE | SERVER), []),
-    "a guest in exclusive mode, late": (decide(demand(4, age=1), **EXCLUSIVE | SERVER), [4]),
+    "a guest in exclusive mode": (decide(demand(4, age=1.4), **EXCLUSIVE | SERVER), []),
+    "a guest in exclusive mode, late": (decide(demand(4, age=1.5), **EXCLUSIVE | SERVER), [4]),
+    "a guest in a large crowd": (decide(demand(4, age=4.7), **LARGE | SERVER), []),
+    "a guest in a large crowd, late": (decide(demand(4, age=4.75), **LARGE | SERVER), [4]),
+    "the share of another": (decide(demand(4, age=2.9), **THEIRS | SERVER), []),
+    "the share of another, late": (decide(demand(4, age=3), **THEIRS | SERVER), [4]),
+    "a client was asked": (
+        decide(demand(4, age=2.9), requested={4}, **EXCLUSIVE | SERVER),
+        [],
+    ),
+    "a client was asked, late": (
+        decide(demand(4, age=3), requested={4}, **EXCLUSIVE | SERVER),
+        [4],
+    ),
     "a request is under way": (decide(demand(5, flight=flight(5)), **SERVER), []),
 }
 

@@ -1,7 +1,7 @@
 """Decides which pieces are asked for next, and of which source. Nothing else in the engine does.
 
-`plan` is a function of facts. It changes nothing and waits for nothing: fetcher.py looks, plans,
-applies the difference, and does it again when something happens or `Plan.wake_at` has come.
+`plan` is a function of facts, which changes nothing: fetcher.py looks, plans, applies the
+difference, and does it again when something happens or `Plan.wake_at` has come.
 
 A piece that is wanted, and not here, goes this way; the first line that fits decides:
 
@@ -11,9 +11,8 @@ A piece that is wanted, and not here, goes this way; the first line that fits de
     any           bytes of it are here, no peer was asked,       a server, for the missing bytes
                   a server has ranges
     DEMAND        alone, no peer was asked, a server has ranges  a server, for this piece
-    DEMAND        exclusive mode, for up to a second             the dispatcher, first of all; all
-                                                                 clients, too
-    DEMAND        exclusive mode, for more than a second         a server, and all clients
+    DEMAND        exclusive mode, not late                       the dispatcher, and all clients
+    DEMAND        exclusive mode, late                           a server, and all clients
     DEMAND        in a crowd, for its first quarter second       as the first of READAHEAD
     DEMAND        else                                           peers
     READAHEAD     alone                                          peers, in order, a window at once;
@@ -37,15 +36,15 @@ Some of what is planned for peers is asked of servers instead:
 
 "In a crowd": clients are connected that have not all of the torrent. "Exclusive mode": a
 dispatcher gives each piece to one client at a time, and its host is no peer meanwhile. "Silent":
-nothing came for a second, and a quarter of a second more for each other client of a crowd.
+nothing came for a second, and a quarter of a second more for each other client of a crowd. "Late":
+a guest has waited as long; twice that where a client was asked, or it is the share of another.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from operator import attrgetter
+from itertools import chain, islice
 
 from p2pcloopd.engine.fetch.swarm import Priority
 from p2pcloopd.engine.fetch.tuning import Tuning
@@ -59,20 +58,20 @@ def takes_exact_range(view: RangeView, tuning: Tuning) -> bool:
     Not where one of its pieces is here or on its way: the read waits for these. In a crowd one
     piece for all clients crosses a line once; a large one costs more than the bytes for each.
     """
-    if not (view.known and view.room and view.exact_ready) or view.coming:
-        return False
-    return not view.crowd or view.piece_length > tuning.crowd_piece * (view.crowd + 1)
+    large = view.piece_length > tuning.crowd_piece * (view.crowd + 1)
+    able = view.known and view.room and view.exact_ready and not view.coming
+    return able and (large or not view.crowd)
 
 
 def plan(view: View, tuning: Tuning) -> Plan:
     """Decide what is asked for now."""
     made = Plan(clients=view.crowd + 1, wake_at=view.exact_cools_until)
-    demand = sorted((w for w in view.wants if w.waiting), key=attrgetter("demand_since"))
+    demand = sorted((w for w in view.wants if w.waiting), key=lambda want: want.demand_since)
     ahead = [want for want in view.wants if want.ahead and not want.waiting]
     fills = [want for want in view.wants if not (want.ahead or want.waiting)]
     left = _unsettled(view, tuning, made, demand)
-    waiting = [want for want in left if not _by_demand(view, tuning, made, want)]
-    expected = [*waiting, *_unsettled(view, tuning, made, ahead)]
+    expected = [want for want in left if not _by_demand(view, tuning, made, want)]
+    expected += _unsettled(view, tuning, made, ahead)
     if expected or view.exclusive:
         _read_ahead(view, tuning, made, expected, left)
     for want in _unsettled(view, tuning, made, fills):
@@ -82,7 +81,10 @@ def plan(view: View, tuning: Tuning) -> Plan:
     _nudge(view, tuning, made)
     _share_with_servers(view, tuning, made)
     made.nudge = [piece for piece in made.nudge if piece in made.peers]
-    made.dial = any(want.waiting or want.ahead or want.dials for want in _for_peers(view, made))
+    # Peers are tried for what they are asked for, now or if another source fails.
+    asked = made.peers.keys() | set(made.dispatch).union(*made.ranges)
+    tried = (w for w in view.wants if w.piece in asked or (w.flight and not w.flight.exact))
+    made.dial = any(w.waiting or w.ahead or w.dials for w in tried)
     return made
 
 
@@ -105,7 +107,12 @@ def _await(view: View, tuning: Tuning, made: Plan, want: Want, flight: Flight) -
     if want.servers_only:
         return
     if not flight.hedged:
-        at = _hedge_at(view, tuning, flight)
+        if flight.exact:
+            silent_at = max(flight.since, view.servers_heard_at) + tuning.exact_hedge
+            at = min(silent_at, flight.since + tuning.exact_limit)
+        else:
+            late_at = flight.since + tuning.server_hedge
+            at = late_at if view.peers_connected or late_at > view.now else math.inf
         if at > view.now:
             made.wake(at)
             return
@@ -114,33 +121,19 @@ def _await(view: View, tuning: Tuning, made: Plan, want: Want, flight: Flight) -
     made.peers[want.piece] = want.priority
 
 
-def _for_peers(view: View, made: Plan) -> Iterator[Want]:
-    """Wants that peers are asked for, now or if another source fails."""
-    asked = made.peers.keys() | set(made.dispatch).union(*made.ranges)
-    return (w for w in view.wants if w.piece in asked or (w.flight and not w.flight.exact))
-
-
 def _in_window(view: View, pieces: Sequence[int], urgent: set[int]) -> list[int]:
     """Those that a guest waits for, and no more of the others at once than a window."""
     flying = sum(len(f.run) for f in view.flights if f.exact and not f.hurried)
-    others = [piece for piece in pieces if piece not in urgent]
-    room = max(1, view.window // view.piece_length) - flying
-    return [*(piece for piece in pieces if piece in urgent), *others[: max(0, room)]]
-
-
-def _hedge_at(view: View, tuning: Tuning, flight: Flight) -> float:
-    """When peers are asked as well, since a range request did not answer."""
-    if flight.exact:
-        silent_at = max(flight.since, view.servers_heard_at) + tuning.exact_hedge
-        return min(silent_at, flight.since + tuning.exact_limit)
-    at = flight.since + tuning.server_hedge
-    return at if view.peers_connected or at > view.now else math.inf
+    room = max(0, max(1, view.window // view.piece_length) - flying)
+    return [p for p in pieces if p in urgent] + [p for p in pieces if p not in urgent][:room]
 
 
 def _by_demand(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
     """Whether what a guest waits for is asked for at once; else it comes first of readahead."""
     if view.exclusive:
-        late_at = want.demand_since + tuning.dispatch_patience
+        patience = tuning.dispatch_patience + view.crowd * tuning.crowd_gap
+        first = view.mine(want.piece) and not view.requested(want.piece)
+        late_at = want.demand_since + patience * (1 if first else 2)
         if view.exact_ready and view.now >= late_at:
             made.exact.append(want.piece)
         made.wake(late_at if view.now < late_at else math.inf)
@@ -239,20 +232,18 @@ def _share_with_servers(view: View, tuning: Tuning, made: Plan) -> None:
     if ready > view.now:
         if ready == math.inf and not send and free:
             made.whole = view.whole_ready_at <= view.now
-            made.wake(view.whole_ready_at if not made.whole else math.inf)
+            made.wake(math.inf if made.whole else view.whole_ready_at)
         return
     candidates = list(_candidates(view, tuning, made, free, beside=beside))
-    flying = sum(not flight.exact for flight in view.flights)
-    _ask_servers(made, runs_of(candidates, tuning.server_concurrency - flying, view.range_pieces))
+    room = tuning.server_concurrency - view.ranges_flying
+    _ask_servers(made, runs_of(candidates, room, view.range_pieces))
 
 
 def _begin_with_server(view: View, tuning: Tuning, made: Plan, free: Sequence[Want]) -> None:
     """Ask a server for what a guest wants next while the one known peer is being connected to: that
     takes some tenths of a second. Where others may come, this would be sent to each of them."""
     heard = view.now - view.peers_heard_at < tuning.silent
-    if heard or view.crowd or view.peers_connected or not view.sole_peer:
-        return
-    if any(not flight.exact for flight in view.flights):
+    if heard or view.ranges_flying or view.crowd or view.peers_connected or not view.sole_peer:
         return
     next_ones = (want for want in free if want.ahead and not view.requested(want.piece))
     there = [want for want in next_ones if want.absent_until <= view.now]
@@ -262,9 +253,8 @@ def _begin_with_server(view: View, tuning: Tuning, made: Plan, free: Sequence[Wa
 def _ask_servers(made: Plan, runs: Iterable[range]) -> None:
     """Have servers asked for these ranges, and peers for nothing of them."""
     made.ranges = list(runs)
-    for run in made.ranges:
-        for piece in run:
-            made.peers.pop(piece, None)
+    for piece in chain.from_iterable(made.ranges):
+        made.peers.pop(piece, None)
 
 
 def _candidates(
@@ -287,14 +277,11 @@ def _peers_send(view: View, tuning: Tuning, made: Plan) -> bool:
     silent = tuning.silent + view.crowd * tuning.crowd_gap
     # What a dispatcher gives to one client, the others have from that client.
     heard_at = view.bytes_at if view.exclusive else view.peers_heard_at
-    if view.now - heard_at < silent:
-        made.silent = False
-        made.wake(heard_at + silent)
-        return True
+    heard = view.now - heard_at < silent
     waits = view.now - view.wanted_since < silent and view.peers_hopeful
-    made.silent = view.peers_silent or not waits
+    made.silent = not heard and (view.peers_silent or not waits)
     if not made.silent:
-        made.wake(view.wanted_since + silent)
+        made.wake((heard_at if heard else view.wanted_since) + silent)
     return not made.silent
 
 

@@ -22,7 +22,8 @@ class Tuning:
         stall: a read, or readahead, stalls that got nothing for so long; idle peers are then asked
             for the same.
         crowd_patience: a reader in a crowd waits so long for the piece to come from other clients.
-        dispatch_patience: the same where a dispatcher gives each piece to one client at a time.
+        dispatch_patience: the same where a dispatcher gives each piece to one client at a time, and
+            `crowd_gap` more for each other client; twice that for all clients but one.
         crowd_gap: in a crowd nothing may arrive for so much longer, for each other client, before
             it stalls or peers count as silent: all share the seeder's uplink, so what each gets
             comes in gaps. What a server sent to one of them meanwhile would take that uplink from
@@ -94,7 +95,8 @@ class Tuning:
         guess: readahead on a guess is not worth more of the line: one guess in five is wrong, and a
             right one saves no more than the pauses between two reads.
         metadata_follow: once the first chunk has arrived, the metadata is asked for when no reader
-            has waited for so long: what a reader wants next goes first,
+            has waited for so long: what a reader wants next goes first, and in a crowd each client
+            takes these bytes from the seeder's line,
         metadata_late: or after so long.
         metadata_retry: mirrors that alone may have it are asked again after so long.
         lookahead: bytes of a stream that are wanted at once; policy.py chooses among them.
@@ -180,8 +182,8 @@ class Tuning:
     first_stagger: float = 1.0
     first_patience: float = 3.0
     guess: float = 0.012
-    metadata_follow: float = 0.5
-    metadata_late: float = 5.0
+    metadata_follow: float = 3.0
+    metadata_late: float = 30.0
     metadata_retry: float = 2.0
     lookahead: int = 4 * MIB
 

@@ -90,6 +90,11 @@ class View:
         """When what is wanted can be asked for by exact ranges; infinity where it can be now."""
         return math.inf if self.exact_ready or not self.wants else self.exact_ready_at
 
+    @property
+    def ranges_flying(self) -> int:
+        """How many range requests for what is not needed at once are under way."""
+        return sum(not flight.exact for flight in self.flights)
+
 
 @dataclass(slots=True)
 class Plan:
