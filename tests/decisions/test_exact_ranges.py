@@ -253,10 +253,10 @@ async def test_before_the_metadata_a_mirror_is_asked_for_exact_bytes_first(world
         task = it.read(INDEX + 100, 1000)
         await world.advance(0.05)
         assert task.data == it.content[INDEX + 100 :][:1000]
-        await world.advance(0.4)
+        await world.advance(2.9)
         it.mirror.delay = 0.3
         it.read(INDEX + 2000, 300)
-        await world.advance(0.75)
+        await world.advance(3.25)
         assert it.mirror.infos == [], "what a reader wants goes first"
         await world.advance(0.5)
         assert len(it.mirror.infos) == 1
@@ -268,7 +268,7 @@ async def test_the_metadata_comes_though_readers_wait_on_and_on(world: World) ->
         it.read(INDEX + 100, 1000)
         await world.advance(0.05)
         it.mirror.delay = 0.5
-        for number in range(9):
+        for number in range(59):
             it.read(INDEX + 2000 * number, 2000)
             await world.advance(0.5)
         assert it.mirror.infos == []
