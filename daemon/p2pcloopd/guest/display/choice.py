@@ -17,7 +17,6 @@ from typing import Literal
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.words import tr
-from p2pcloopd.guest.network import frame_filter
 
 LOOPBACK = "127.0.0.1"
 _VNC_PORTS, _WEB_PORTS = range(5901, 5931), range(6080, 6110)
@@ -117,8 +116,7 @@ class Listeners:
 
 @contextmanager
 def bound_display(choice: DisplayChoice) -> Iterator[Listeners]:
-    """Open the ports of a display, and close them at the end. The one of VNC, which a sandboxed
-    server gets, takes connections and makes none.
+    """Open the ports of a display, and close them at the end.
 
     Raises:
         BusyError: one is in use.
@@ -126,12 +124,10 @@ def bound_display(choice: DisplayChoice) -> Iterator[Listeners]:
     """
     if choice.kind == "vnc":
         with _listener(choice, _VNC_PORTS) as vnc:
-            frame_filter.accept_only(vnc)
             yield Listeners(vnc)
     elif choice.kind == "web":
         inner = DisplayChoice("vnc")
         with _listener(choice, _WEB_PORTS) as web, _listener(inner, _VNC_PORTS) as vnc:
-            frame_filter.accept_only(vnc)
             yield Listeners(vnc, web)
     else:
         yield Listeners()

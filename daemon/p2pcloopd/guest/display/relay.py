@@ -1,8 +1,8 @@
-"""Connections of a sandboxed X server to the user's display.
+"""Connections between a sandboxed X server and this machine: to the user's display, and of viewers.
 
-The sandbox has no network and sees no socket of the host but the one that is served here. Bytes go
+The sandbox has no network and sees no socket of the host but those that are served here. Bytes go
 both ways. The display's answers may carry descriptors: memory that it shares with its client
-(MIT-SHM), which makes the window quick. The other way none are carried.
+(MIT-SHM), which makes the window quick. Else none are carried.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from functools import partial
 
 import trio
 
-from p2pcloopd.guest.display.host_display import HostDisplay
-
 _CHUNK = 1 << 16
+Address = tuple[str, int] | str
+"""Host and port, or the path of a Unix socket."""
+
 _MAX_CLIENTS = 16
 """A server has one or two connections. One that a guest has taken over may open more."""
 
@@ -25,15 +26,21 @@ _MAX_FDS = 16
 _FD_ROOM = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 
 
-async def relay(listener: socket.socket, host: HostDisplay) -> None:
-    """Connect each client of `listener` to the user's display, until cancelled."""
+async def relay(listener: socket.socket, address: Address, *, with_fds: bool = False) -> None:
+    """Connect each client of `listener` to a server, until cancelled.
+
+    Args:
+        listener: it stays open at the end.
+        address: of the server.
+        with_fds: carry descriptors to the client, too, where both sockets are Unix ones.
+    """
     listener.setblocking(False)
     served = trio.socket.from_stdlib_socket(listener)
     room = trio.Semaphore(_MAX_CLIENTS)
 
     async def serve(client: trio.socket.SocketType) -> None:
         try:
-            await _join(client, host)
+            await _join(client, address, with_fds)
         finally:
             room.release()
 
@@ -44,17 +51,18 @@ async def relay(listener: socket.socket, host: HostDisplay) -> None:
             nursery.start_soon(serve, client)
 
 
-async def _join(client: trio.socket.SocketType, host: HostDisplay) -> None:
-    local = isinstance(host.address, str)
+async def _join(client: trio.socket.SocketType, address: Address, with_fds: bool) -> None:
+    local = isinstance(address, str)
     family = trio.socket.AF_UNIX if local else trio.socket.AF_INET
     with client, trio.socket.socket(family) as server:
         # Once one of them has gone, the other one sees an end.
         with suppress(OSError):
-            await server.connect(host.address)
+            await server.connect(address)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_carry, client, server, nursery.cancel_scope)
                 nursery.start_soon(
-                    partial(_carry, with_fds=local), server, client, nursery.cancel_scope
+                    partial(_carry, with_fds=local and with_fds),
+                    *(server, client, nursery.cancel_scope),
                 )
 
 

@@ -61,7 +61,7 @@ def _vnc(display: Display) -> XServer:
         find_program("Xtigervnc", "tigervnc-standalone-server"),
         (
             *(*_COMMON_OPTIONS, "-geometry", display.geometry, "-depth", "24"),
-            # With -inetd its standard input is a socket that listens.
+            # With -inetd its standard input is a socket that listens (wire.py).
             *("-inetd", "-desktop", display.title, "-AlwaysShared"),
             *("-SecurityTypes", "TLSVnc,VncAuth", "-PasswordFile", str(_PASSWORD)),
             # A clipboard may hold passwords: neither side gets the other's.

@@ -5,9 +5,10 @@ is libslirp's helper, in the same sandbox as the server. The sandbox has a netwo
 which there is nothing but the server's port. So the wire leads nowhere else, whatever the guest
 sends. It works for guests with any network, and with none.
 
-The server reads what the programs of a stranger's image send. So it sees its own files only. The
-socket at which viewers connect is bound outside of the sandbox, and handed in. A server that shows
-a window reaches the user's display through a socket of this process (relay.py).
+The server reads what the programs of a stranger's image send. So it sees its own files only, and
+has no socket of the host's network, with which it could make connections. This process takes the
+viewers, and carries their connections to a Unix socket, which is handed in. A server that shows a
+window reaches the user's display in the same way (relay.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -98,15 +100,16 @@ async def _serve(display: Display, wire: socket.socket, say: Callable[[str], Non
         when_ready,
         _readable(find_server(display).secrets) as secrets,
     ):
-        async with _outer_display(display) as sockets:
-            ends = wire.fileno(), when_ready.fileno()
+        async with _outer_display(display) as sockets, _viewers(display) as viewers:
+            standard_input = _STDIN if viewers is None else viewers.fileno()
+            ends = wire.fileno(), when_ready.fileno(), standard_input
             boxed = await trio.to_thread.run_sync(_boxed, display, ends, secrets, sockets)
             fds = [*ends, *secrets.values()]
-            if display.listener is not None:
-                fds.append(display.listener.fileno())
             async with sandbox.running(boxed, pass_fds=fds, output=native.write_end) as process:
                 native.close_write_end()
                 when_ready.close()
+                if viewers is not None:
+                    viewers.close()  # the server has it: with its end, no viewer is taken any more
                 is_ready = await _wait_until_ready(ready)
                 if not is_ready:
                     process.kill()
@@ -135,8 +138,25 @@ async def _outer_display(display: Display) -> AsyncIterator[Mapping[Path, Path]]
         listener.bind(str(path))
         listener.listen()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(relay, listener, display.host)
+            nursery.start_soon(partial(relay, with_fds=True), listener, display.host.address)
             yield {OUTER_SOCKET: path}
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _viewers(display: Display) -> AsyncIterator[socket.socket | None]:
+    """Yield the socket at which the server takes viewers, which come to `display.listener`; None
+    for a window. As it listens, the kernel lets no holder of it connect it to anything."""
+    if display.listener is None:
+        yield None
+        return
+    with temporary_folder() as folder, socket.socket(socket.AF_UNIX) as inner:
+        path = str(folder / "viewers")
+        inner.bind(path)
+        inner.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay, display.listener, path)
+            yield inner
             nursery.cancel_scope.cancel()
 
 
@@ -165,7 +185,7 @@ def check_programs(display: Display) -> tuple[XServer, Path, Path]:
 
 def _boxed(
     display: Display,
-    ends: tuple[int, int],
+    ends: tuple[int, int, int],
     secrets: Mapping[Path, int],
     sockets: Mapping[Path, Path],
 ) -> sandbox.Sandbox:
@@ -173,11 +193,12 @@ def _boxed(
 
     Args:
         display: as the user wants it.
-        ends: the helper's end of the wire, and where the server writes once it serves its clients.
+        ends: the helper's end of the wire, where the server writes once it serves its clients, and
+            its standard input.
         secrets: descriptors of the server's files, by their places in the sandbox.
         sockets: of the host, by their places in the sandbox.
     """
-    wire, when_ready = ends
+    wire, when_ready, viewers = ends
     server, helper, keyboard_compiler = check_programs(display)
     busybox = find_busybox()
     visible = {
@@ -189,8 +210,7 @@ def _boxed(
         _KEYBOARDS: _KEYBOARDS,
     }
     start = [str(busybox), "sh", "-c", script("display"), "display"]
-    listener = _STDIN if display.listener is None else display.listener.fileno()
-    words = [str(busybox), str(listener), _helper_command(helper, wire)]
+    words = [str(busybox), str(viewers), _helper_command(helper, wire)]
     words += [word for place, fd in secrets.items() for word in (str(fd), str(place))]
     words += ["--"]
     words += [str(server.program), ":0", "-displayfd", str(when_ready), *server.options]

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from p2pcloop.errors import GuestError
 
-_SO_ATTACH_FILTER, _SO_LOCK_FILTER = 26, 44
+_SO_ATTACH_FILTER = 26
 _TUNATTACHFILTER = 0x401054D5  # linux/if_tun.h
 _MAX_INSTRUCTIONS = 4096
 
@@ -105,23 +105,6 @@ def install_single(helper_end: socket.socket, address: str, port: int) -> None:
     """Let `helper_end` receive only ARP, and TCP to one port of one address."""
     service = _only_service(int(IPv4Address(address)), (_TCP,), port)
     _attach(helper_end, [*_ONLY_IPV4, *service, _DROP])
-
-
-def accept_only(listener: socket.socket) -> None:
-    """Let a listening TCP socket, and those that it accepts, take connections and make none.
-
-    A program that has such a socket could shut it down and connect it, in the network in which it
-    was made. The filter drops what would answer it. No holder of the socket can remove the filter.
-    """
-    program = [
-        (_LOAD_BYTE, _TCP_FLAGS, 0, 0),
-        (_MASK, _SYN_AND_ACK, 0, 0),
-        (_EQUAL, _SYN_AND_ACK, 0, 1),
-        _DROP,
-        _ACCEPT,
-    ]
-    _attach(listener, program)
-    listener.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
 
 
 def _attach(end: socket.socket | int, program: list[_Instruction]) -> None:
