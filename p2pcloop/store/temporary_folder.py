@@ -2,7 +2,8 @@
 
     p2pcloop-guest-XXXXXXXX    locked (flock(2)) by the process that made it and those that it forks
 
-No process is left to delete the folder of one that was killed, so the next that ends does.
+A guest's block server outlives the process that runs the guest, and deletes the folder if that was
+killed (block/process.py). If both were, the next that ends does.
 """
 
 from __future__ import annotations
@@ -19,16 +20,26 @@ from p2pcloop.store.socket_path import socket_folder
 
 _NEW, _LOCKED = "p2pcloop-new-", "p2pcloop-guest-"
 
+_open: list[tuple[int, Path]] = []
+"""The folder that this process has, with the number of the process."""
+
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that only this user can reach, with room for the path of a socket; it goes at the
-    end, and so do those of killed processes."""
+    end, and so do those of killed processes. A second one of a process is in its first one."""
+    for pid, first in _open:
+        if pid == os.getpid():
+            with tempfile.TemporaryDirectory(dir=first, ignore_cleanup_errors=True) as name:
+                yield Path(name)
+            return
     place = Path(socket_folder())
     fd, folder = _make(place)
+    _open.append((os.getpid(), folder))
     try:
         yield folder
     finally:
+        _open.remove((os.getpid(), folder))
         shutil.rmtree(folder, ignore_errors=True)
         os.close(fd)
         _sweep(place)

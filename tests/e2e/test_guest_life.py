@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import termios
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 
 from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, NotHereError, UsageError
 from p2pcloop.store.guests import GuestFolder, find_guest, list_guests
-from tests.support.programs import GUEST_OPTIONS, Node, Nodes, OnTerminal
+from tests.support.boot_disks import stock_kernel
+from tests.support.programs import GUEST_OPTIONS, Node, Nodes, OnTerminal, descendants
 from tests.support.waiting import BOUND, wait_until
 from tools.tiny_image import SHELL_PROMPT
 
@@ -341,6 +343,27 @@ def test_one_whose_process_was_killed_is_told_and_forgotten(node: Node, cloop: P
     node.run("stop", name, code=GuestError.exit_code)
     node.run("rm", "--guest", name)
     node.run("logs", name, code=NotHereError.exit_code)
+
+
+@pytest.mark.parametrize("machine", ["uml", "qemu"])
+def test_nothing_is_left_of_a_guest_whose_process_was_killed(
+    node: Node, cloop: Path, machine: str
+) -> None:
+    if machine == "qemu":
+        stock_kernel()
+    with tempfile.TemporaryDirectory(prefix="p2pk-", dir="/tmp") as folder:
+        node.environment["TMPDIR"] = folder
+        words = ("boot", cloop, "--detach", "--name", "g1", "--vm", machine, *GUEST_OPTIONS)
+        with node.started(*words) as booting:
+            assert booting.communicate(timeout=BOUND)[0] == "g1\n"
+        assert list(Path(folder).iterdir())
+        first, *others = descendants(find_guest(node.home, "g1").record.pid)
+        first.kill()
+        for process in others:
+            process.wait()
+        assert list(Path(folder).iterdir()) == []
+    left = {path.name for path in GuestFolder(node.home, "g1").path.iterdir()}
+    assert left == {"record.json", "console.log", "lock"}
 
 
 def test_one_overlay_is_of_one_guest_which_is_named(

@@ -52,6 +52,17 @@ def test_it_goes_at_the_end(place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
+def test_a_second_one_is_in_the_first(place: Path) -> None:
+    with temporary_folder() as first:
+        with temporary_folder() as second:
+            assert second.parent == first
+            assert second.stat().st_mode & 0o777 == 0o700
+            (second / "socket").touch()
+        assert list(first.iterdir()) == []
+    with temporary_folder() as later:
+        assert later.parent == place
+
+
 def test_that_of_a_killed_process_goes_with_the_next(place: Path) -> None:
     killed, of_killed = started()
     alive, of_alive = started()

@@ -4,8 +4,9 @@ It is forked, not started anew: the modules are loaded already, so it serves a t
 earlier. Two pipes connect parent and child. Over one the child sends messages of the control
 protocol: an event when it is ready, one when a vhost-user front end connects or leaves, one when it
 needs p2pcloopd and has no connection to one, at last its report or its error. The other carries
-orders, a line each; an empty one says that a resumed guest has answered. When the parent closes it
-or ends, the child makes all durable and ends.
+orders, a line each; an empty one says that a resumed guest has answered, the last one that the
+parent goes on. When the parent closes it or ends, the child makes all durable and ends. Without
+that last line the parent was killed, and the child deletes what it would have deleted.
 
 Where the guest can do without its disk for a moment, a block server that is killed has a successor:
 then the child is one that only forks block servers (successors.py).
@@ -17,6 +18,7 @@ import contextlib
 import math
 import os
 import select
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterable
@@ -41,6 +43,9 @@ from p2pcloopd.entry import run
 _RECEIVE_SIZE = 65536
 _ATTACHED = ("detached", "attached")
 """Names of the events, by whether a front end has connected."""
+
+_FAREWELL = b"."
+"""The last order: the parent goes on."""
 
 _READY, _WANTING, _DEVICES = "ready", "wanting", "devices"
 _ENOUGH, _ARRIVED = "enough", "arrived"
@@ -94,6 +99,8 @@ class BlockServerProcess:
     def stop(self) -> None:
         """Tell it to make all durable and end."""
         if self._lifeline >= 0:
+            with contextlib.suppress(OSError):  # it has ended
+                os.write(self._lifeline, _FAREWELL + b"\n")
             os.close(self._lifeline)
             self._lifeline = -1
 
@@ -270,24 +277,36 @@ def _leave_signals_to_the_parent() -> None:
 
 def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoReturn:
     """Be the child that serves, to its end. It ends by `_exit`, so that it cleans up nothing of the
-    parent's."""
-    exit_code = 1
+    parent's, unless that was killed."""
+    exit_code, killed = 1, list[bool]()
     try:
         _leave_signals_to_the_parent()
-        _send(output, _serve(spec, output, lifeline))
+        _send(output, _serve(spec, output, lifeline, partial(killed.append, True)))
         exit_code = 0
     except BaseException:
         import traceback  # noqa: PLC0415  for a bug of ours only
 
         traceback.print_exc()
     finally:
+        if killed:
+            _clear_up(spec.leftovers)
         os._exit(exit_code)
 
 
-def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure:
+def _clear_up(leftovers: Iterable[Path]) -> None:
+    """Delete what the process that ran the guest has left: it was killed."""
+    for path in leftovers:
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it was a folder
+            path.unlink()
+
+
+def _serve(
+    spec: BlockServerSpec, output: int, lifeline: int, on_killed: Callable[[], object]
+) -> Reply | Failure:
     ready = partial(_send, output, Event(0, _READY))
     orders, obeyed = trio.open_memory_channel[Path | None](math.inf)
-    stopped = partial(_follow, lifeline, orders)
+    stopped = partial(_follow, lifeline, orders, on_killed)
     obey = partial(_obey, output, obeyed)
 
     def attached(has_come: bool) -> None:
@@ -313,17 +332,26 @@ def _from_line(line: bytes) -> Path:
     return Path(os.fsdecode(bytes.fromhex(line.decode())))
 
 
-async def _follow(lifeline: int, orders: trio.MemorySendChannel[Path | None]) -> None:
+async def _follow(
+    lifeline: int,
+    orders: trio.MemorySendChannel[Path | None],
+    on_killed: Callable[[], object],
+) -> None:
     """Take orders until the parent closes the pipe, or ends: folders, or None for `answered`."""
-    held = b""
+    held, ends = b"", False
     while True:
         await trio.lowlevel.wait_readable(lifeline)
         data = os.read(lifeline, _RECEIVE_SIZE)
         if not data:
+            if not ends:
+                on_killed()
             return
         *lines, held = (held + data).split(b"\n")
         for line in lines:
-            orders.send_nowait(_from_line(line) if line else None)
+            if line == _FAREWELL:
+                ends = True
+            else:
+                orders.send_nowait(_from_line(line) if line else None)
 
 
 async def _obey(output: int, orders: trio.MemoryReceiveChannel[Path | None], disk: Disk) -> None:

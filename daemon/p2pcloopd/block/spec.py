@@ -123,6 +123,7 @@ class BlockServerSpec:
             if the overlay lies over the image's own blocks.
         memory: the part of the image that is a resumed guest's memory, or None.
         inherited: from its parent, if another one is started when it is killed.
+        leftovers: folders and files that are deleted if the process that runs the guest was killed.
     """
 
     home: Home
@@ -144,6 +145,7 @@ class BlockServerSpec:
     files: FilesOverlay | None = None
     memory: MemoryPart | None = None
     inherited: Inherited | None = None
+    leftovers: tuple[Path, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

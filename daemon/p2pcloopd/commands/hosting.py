@@ -342,12 +342,14 @@ def _check_overlay_unused(home: Home, overlay: Path | None) -> None:
 
 
 def _with_places(disk: BlockServerSpec, folder: GuestFolder) -> BlockServerSpec:
-    """Tell a block server where it says what its guest waits for, and what came."""
+    """Tell a block server where it says what its guest waits for, and what came; and which files
+    are those of a guest that runs."""
     return replace(
         disk,
         waiting=folder.waiting_path,
         fetched=folder.fetched_path,
         timeline=folder.timeline_path,
+        leftovers=folder.of_running,
     )
 
 

@@ -186,7 +186,9 @@ def _with_channel(spec: GuestSpec, stack: ExitStack) -> tuple[GuestSpec, Channel
 def serve_disks(
     disk: BlockServerSpec, sockets: Sequence[Path], vm: Vm = "uml"
 ) -> BlockServerProcess:
-    """Fork the process that serves an image, and its files overlay if it has one, at sockets."""
+    """Fork the process that serves an image, and its files overlay if it has one, at sockets. These
+    are in a folder of their own."""
+    disk = replace(disk, leftovers=(*disk.leftovers, sockets[0].parent))
     with ExitStack() as stack:
         first, *more = [stack.enter_context(bind_unix_listener(path)) for path in sockets]
         if vm == "qemu":
