@@ -63,14 +63,14 @@ is dear: a page then comes with fifteen others, and after a round trip."""
 _MOST_SECONDS = 15.0
 """Of a guest that prints without end."""
 
-_WOKEN_SECONDS, _LOOK_SECONDS = 15.0, 0.05
+_WOKEN_SECONDS, _LOOK_SECONDS = 60.0, 0.05
 """How long it may take to be woken, and between looks whether it was."""
 
 _END_SECONDS = 30.0
 _GONE_SECONDS = 1.0
 """Within this time after the end of its output a process has ended."""
 
-_KEYS = b'\rtrue; echo "$?"\r'
+_KEYS = b"""\rtrue; printf '%s:%d\\n' "$HOME" $?\r"""
 """Enter, and a line for a shell, with what many have: two commands, quotes, a variable, output. At
 once, since a pause ends the recording. To another program they are keys, in a copy that is
 dropped."""

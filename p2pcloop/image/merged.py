@@ -32,6 +32,7 @@ class MergedImage:
         layers: base first.
         size: bytes of the device.
         image_id: SHA-256 of the size and the layers' ids.
+        rests: no chunk of a hot layer is on its way: a read that lacks one takes what costs less.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class MergedImage:
             spill: folder for a temporary file of chunks that memory has no room for, or None.
             also_close: called when the image is closed.
         """
+        self.rests = False
         self.layers = layers
         self._also_close = also_close
         self.size = layers[-1].header.image_size
@@ -144,7 +146,8 @@ class MergedImage:
                 parts.append(self._read_part(lower, chunk, within * BLOCK_SIZE + skip, length))
             except Missing as missing:
                 lacking.update(dict.fromkeys(missing.ranges))
-        if _bytes_of(absent.ranges) - _bytes_of(lacking) <= JUMP_SIZE and lacking:
+        more = 0 if self.rests else JUMP_SIZE
+        if _bytes_of(absent.ranges) - _bytes_of(lacking) <= more and lacking:
             return [], absent.ranges
         return parts, [replace(each, instead=absent.ranges) for each in lacking]
 

@@ -88,10 +88,11 @@ async def test_what_comes_after_the_answer_is_asked_for_after_it(
         assert autojump_clock.current_time() == 0
         await wait_all_tasks_blocked()
         assert node.streamed == [FIRST]
-        ended = [ahead.arrivals.ended]
+        ended, rests = [ahead.arrivals.ended], [ahead._device.image.rests]
         ahead.answered.set()
     assert node.streamed == [FIRST, LATE]
     assert [*ended, ahead.arrivals.ended] == [False, True]
+    assert [*rests, ahead._device.image.rests] == [True, False]
 
 
 async def test_a_guest_that_does_not_answer_gets_what_comes_later(

@@ -76,6 +76,10 @@ class Boot:
         return read_views(self.device, number * SIZE + 4096, [4096])
 
 
+def total(ranges: Sequence[ByteRange]) -> int:
+    return sum(each.length for each in ranges)
+
+
 def right(number: int) -> bytes:
     return content_of(number)[4096:]
 
@@ -94,6 +98,13 @@ def test_a_read_in_order_waits_for_the_hot_layer(boot: Boot) -> None:
         assert boot.missing(number + 2) == tuple(boot.hot[number : number + 3])
         boot.bring(boot.hot[number : number + 1])
         assert boot.read(number) == right(number)
+
+
+def test_where_nothing_is_on_its_way_a_read_takes_what_costs_less(boot: Boot) -> None:
+    boot.device.image.rests = True
+    assert boot.missing(0) == (boot.hot[0],), "less than the base's chunk"
+    least = next(n for n in range(CHUNKS) if total(boot.hot[: n + 1]) > boot.below.length)
+    assert boot.missing(least) == (boot.below,)
 
 
 def test_a_jump_reads_from_the_layers_below(boot: Boot) -> None:

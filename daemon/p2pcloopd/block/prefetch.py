@@ -57,7 +57,10 @@ class Prefetch:
             await self._fetch(first, self.arrivals.expect, self.arrivals.add)
             self.arrivals.end_first()
             if later:
+                # A chunk of what comes later is three times as large as one of the layers below.
+                self._device.image.rests = True
                 await self.answer()
+                self._device.image.rests = False
                 await self._fetch(later, lambda _: None, self.arrivals.add_more)
         except P2pcloopError as err:
             _log.warning("nothing more is prefetched for the guest: %s", err)

@@ -34,12 +34,16 @@ class Answer:
         self._heard.set()
         self._heard = trio.Event()
 
-    async def wait(self) -> None:
-        """Return once the guest has answered, or it is clear that it was asked nothing."""
+    async def wait(self, unheard: float = UNHEARD_SECONDS) -> None:
+        """Return once the guest has answered, or it is clear that it was asked nothing.
+
+        Args:
+            unheard: after so many seconds without output that is clear.
+        """
         await self._goes_on.wait()
-        with trio.move_on_after(UNHEARD_SECONDS) as unheard:
+        with trio.move_on_after(unheard) as silent_so_long:
             await self._has_spoken.wait()
-        if unheard.cancelled_caught:
+        if silent_so_long.cancelled_caught:
             return
         silent = max(SILENCE_SECONDS, SLOWNESS * (trio.current_time() - self._begun))
         while True:

@@ -312,9 +312,9 @@ def _served(guest: ReadyGuest, block: BlockServerProcess, answer: Answer) -> Gue
 
     async def due() -> None:
         await resume.gone_on.wait()
+        if waking.late:
+            await answer.wait(math.inf)  # it was asked, and this machine may be busy
         with trio.move_on_after(_WAKE_SECONDS):
-            if waking.late:
-                await answer.wait()
             await block.arrived()
 
     def found(woken: Woken) -> None:
