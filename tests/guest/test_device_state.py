@@ -6,13 +6,14 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pcloop.errors import GuestError
+from p2pcloop.errors import FormatError, GuestError
 from p2pcloop.protocol.qmp import MachineEvent
 from p2pcloopd.guest.machine import device_state
 from p2pcloopd.guest.machine.device_state import DeviceStates
@@ -23,7 +24,7 @@ STATE = bytes(range(256)) * 100
 
 
 @asynccontextmanager
-async def states() -> AsyncIterator[tuple[DeviceStates, Qemu]]:
+async def states(firmware: Path = Path("/none")) -> AsyncIterator[tuple[DeviceStates, Qemu]]:
     made: list[DeviceStates] = []
 
     def take(event: MachineEvent) -> None:
@@ -31,7 +32,7 @@ async def states() -> AsyncIterator[tuple[DeviceStates, Qemu]]:
 
     with trio.fail_after(BOUND):
         async with connected(take) as (qmp, qemu):
-            made.append(DeviceStates(qmp))
+            made.append(DeviceStates(qmp, firmware))
             yield made[0], qemu
 
 
@@ -63,6 +64,27 @@ async def test_a_state_is_what_qemu_sends() -> None:
         wanted = {each["capability"] for each in given["capabilities"] if each["state"]}
         assert "x-ignore-shared" in wanted  # the memory is no part of it
         assert qemu.names()[-1] == "migrate"
+
+
+async def test_a_state_lacks_the_firmware_that_its_reader_has(tmp_path: Path) -> None:
+    page = bytes(range(256)) * 16
+    firmware = tmp_path / "bios.bin"
+    firmware.write_bytes(page)
+    sent = b"QEVM" + page + b"devices"
+    async with states(firmware) as (devices, qemu), trio.open_nursery() as nursery:
+        qemu.answers["migrate"] = sending(qemu, sent)
+        nursery.start_soon(ending, qemu, "migrate", "completed")
+        taken = await devices.take()
+    assert page not in taken
+    async with states(firmware) as (devices, qemu), trio.open_nursery() as nursery:
+        nursery.start_soon(ending, qemu, "migrate-incoming", "completed")
+        await devices.give(taken)
+        (file,) = qemu.files.values()
+        assert os.pread(file, 1 << 16, 0) == sent
+    async with states() as (devices, qemu):
+        with pytest.raises(FormatError, match="nowhere"):
+            await devices.give(taken)
+        assert not qemu.names()
 
 
 async def test_a_state_that_qemu_does_not_save_is_none() -> None:

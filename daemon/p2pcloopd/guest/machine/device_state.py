@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from p2pcloop.errors import GuestError
+from p2pcloop.formats.device_stream import leaves_out, with_firmware, without_firmware
 from p2pcloop.protocol.qmp import MachineEvent
 from p2pcloop.words import tr
 from p2pcloopd.guest.machine.qmp_client import Qmp
@@ -37,8 +39,10 @@ _PAUSE = 0.01
 class DeviceStates:
     """Takes and gives device states over a monitor."""
 
-    def __init__(self, qmp: Qmp) -> None:
+    def __init__(self, qmp: Qmp, firmware: Path) -> None:
+        """`firmware` is the file that the machine has loaded: its pages are left out."""
         self._qmp = qmp
+        self._firmware = firmware
         self._status = ""
         self._changed = trio.Event()
 
@@ -70,14 +74,17 @@ class DeviceStates:
             except BaseException:
                 await self._give_up()
                 raise
-        return state
+        return without_firmware(state, await self._content())
 
     async def give(self, state: bytes) -> None:
         """Give a machine that waits (`-incoming defer`) the state of another one.
 
         Raises:
+            FormatError, MismatchError: it lacks pages of firmware that is not here.
             GuestError: QEMU refuses it, fails, ends, or does not come to an end.
         """
+        if leaves_out(state):
+            state = with_firmware(state, await self._content())
         await self._prepare()
         file = _file_of(state)
         try:
@@ -87,6 +94,12 @@ class DeviceStates:
         with _limited(tr("to load the state of its devices")):
             await self._qmp.execute("migrate-incoming", {"uri": f"fd:{_NAME}"})
             await self._finish(tr("load the state of its devices"))
+
+    async def _content(self) -> bytes:
+        """The content of the firmware's file; nothing if it cannot be read."""
+        with suppress(OSError):
+            return await trio.to_thread.run_sync(self._firmware.read_bytes)
+        return b""
 
     async def _prepare(self) -> None:
         wanted = [{"capability": name, "state": True} for name in _CAPABILITIES]

@@ -175,8 +175,7 @@ def describe_machine(
         network: what its network card leads to.
         host_name: the guest's.
     """
-    uefi = isinstance(pc.boots, FirmwareFiles) and pc.boots.uefi is not None
-    firmware = ("uefi", host.uefi) if uefi else ("bios", host.bios)
+    firmware = ("uefi", host.uefi) if pc.uefi is not None else ("bios", host.bios)
     return MachineState(
         disk_length=disk_length,
         memory_length=pc.memory,

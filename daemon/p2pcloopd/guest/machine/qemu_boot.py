@@ -15,6 +15,7 @@ from p2pcloop.protocol.qmp import MachineEvent
 from p2pcloopd.guest.console.serial_line import SerialLine
 from p2pcloopd.guest.machine.capture import Capture
 from p2pcloopd.guest.machine.device_state import DeviceStates
+from p2pcloopd.guest.machine.firmware import BIOS_FILE
 from p2pcloopd.guest.machine.identity import PortPlace, shape_of, this_host
 from p2pcloopd.guest.machine.qemu_command import Pc
 from p2pcloopd.guest.machine.qemu_memory import FileMemory, PrivateMemory
@@ -80,7 +81,7 @@ class QemuBoot:
         self._pc = pc
         self._resume = resume
         self._qmp = Qmp(monitor, self._take_event)
-        self._states = DeviceStates(self._qmp)
+        self._states = DeviceStates(self._qmp, pc.uefi or BIOS_FILE)
         self._ports_user = ports_user or (_NoPorts() if pc.ports else None)
         self._ports: QemuPorts | None = None
         self._ended_by: str | None = None

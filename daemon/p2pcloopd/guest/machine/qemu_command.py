@@ -129,6 +129,11 @@ class Pc:
     ports: bool = False
     arrives: bool = False
 
+    @property
+    def uefi(self) -> Path | None:
+        """The code of its UEFI; None with SeaBIOS."""
+        return self.boots.uefi if isinstance(self.boots, FirmwareFiles) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
