@@ -48,11 +48,7 @@ def write_mirror(
     record = open_record(known.record) if newest and known and known.record else None
     if record is not None:
         mirror.check(record)
-    missing = [layer for layer in manifest.all_layers if not _is_there(layer, mirror)]
-    written = 0
-    if missing:
-        _fetch_verified(ref, missing, quiet=quiet)
-        written = _copy_layers(missing, mirror, home, quiet=quiet)
+    written = _write_missing(ref, mirror, home, quiet=quiet)
     # A URL that was given to an earlier run holds for this one, too.
     urls = mirror.urls(manifest.name) if url is None else (url,)
     for layer in manifest.all_layers:
@@ -79,6 +75,16 @@ def write_mirror(
             )
         )
     return link, written
+
+
+def _write_missing(ref: StoredRef, mirror: MirrorDirectory, home: Home, *, quiet: bool) -> int:
+    """Fetch and write the layers that the mirror does not have; return their bytes."""
+    missing = [layer for layer in ref.signed.manifest.all_layers if not _is_there(layer, mirror)]
+    if not missing:
+        return 0
+    mirror.try_to_write()
+    _fetch_verified(ref, missing, quiet=quiet)
+    return _copy_layers(missing, mirror, home, quiet=quiet)
 
 
 def _copy_layers(

@@ -36,6 +36,9 @@ _LABEL = "[0-9A-Za-z_]([0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 """RFC 1035, 2.3.4; and the underscore, which names of containers have and resolvers take."""
 
+_NUMBER = re.compile(r"\.[0-9]+$")
+"""What some clients put behind the names of parts that come more than once: `tr.1`."""
+
 _ENTITY = re.compile(r"&(?:amp|AMP|#0*38|#[xX]0*26);")
 
 
@@ -148,7 +151,7 @@ def parse_link(text: str) -> Link:
         raise FormatError(tr("the link has more than {max_parts} parts", max_parts=MAX_PARTS))
     values: dict[str, list[str]] = {}
     for key, value in parse_qsl(query):
-        values.setdefault(key, []).append(value)
+        values.setdefault(_NUMBER.sub("", key.lower()), []).append(value)
     if "x.p2pcloop" not in values and "x.p2pcloop" in text.lower():
         raise FormatError(
             "the link was changed on its way: `&` and `=` no longer join its parts",
@@ -197,7 +200,7 @@ def parse_peer(text: str) -> tuple[str, int]:
         FormatError: not of that form, or a port outside 1 to 65535.
     """
     host, _, port = text.rpartition(":")
-    host = _to_ascii(host)
+    host = _to_ascii(host).removesuffix(".")  # the root of DNS
     if not (_HOST.fullmatch(host) or _is_ipv6(host)) or not re.fullmatch(r"[0-9]{1,5}", port):
         raise FormatError(
             tr("{text!r} is not a peer", text=text[:80]), hint="a peer is written HOST:PORT"

@@ -17,7 +17,10 @@ _OPENING = "<([{\"'`*„“”‚‘’«»‹›「『（《"  # noqa: RUF001  
 _CLOSING = ">)}\"'`*„“”‚‘’«»‹›」』）》.,;:!?。，、；：！？"  # noqa: RUF001  meant
 """What may stand before and behind. A link that ends in one of these has it as `%29`."""
 
-_END = re.compile(r"[\"<>|`{}„“”‚‘«»‹›「」『』（）《》。、]")  # noqa: RUF001  meant
+_END = re.compile(
+    r"[\"<>|`{}„“”‚‘«»‹›「」『』（）《》。、…\x00-\x08\x0e-\x1f\x7f]"  # noqa: RUF001  meant
+    r"|\](?=[\[(])"
+)
 _START = re.compile(r"(?<![\w./])magnet(?::|%(?:25)*3A)", re.IGNORECASE)
 _REPLY = re.compile(r"^[ \t]*(?:>[ \t]?)+", re.MULTILINE)
 """What mail puts before the lines of a letter that is answered."""
@@ -28,9 +31,17 @@ _EQUALS = re.compile(r"([?&#][\w.]+)%(?:25)*3D", re.IGNORECASE)
 _SECRET = re.compile(r"%23(key=[a-z2-7]{52})$", re.IGNORECASE)
 _WIDE = str.maketrans("：？＆＝＃", ":?&=#")  # noqa: RUF001  what input methods of CJK write
 _INVISIBLE = re.compile(
-    "\x1b\\[20[01]~|[\u034f\u115f\u1160\u3164\uffa0\ufffc\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+    "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\]8;[^;]*;"
+    "|[\u034f\u115f\u1160\u3164\uffa0\ufffc\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
-"""The marks of a terminal's paste, and characters without a look that are not of category Cf."""
+"""What terminals read as colours, links or a paste, and characters without a look that are not of
+category Cf."""
+
+_JSON = re.compile(r"\\u00(2[0-9a-fA-F]|3[a-fA-F])")
+"""How writers of JSON have `&`, `=`, `?` and `#`, lest a web page takes them for its own."""
+
+_BREAK = re.compile(r"<w?br\s*/?>|`(?=[&?#])", re.IGNORECASE)
+"""What web pages write where a line may end, and PowerShell's escape."""
 
 
 def clean_pasted(text: str) -> str:
@@ -44,7 +55,7 @@ def clean_pasted(text: str) -> str:
     if "=3D" in text and not _NOT_QUOTED.search(text):
         quoted = text.encode("utf-8", "surrogateescape")
         text = quopri.decodestring(quoted).decode("utf-8", "replace")
-    text = _INVISIBLE.sub("", text)
+    text = _BREAK.sub("", _INVISIBLE.sub("", text))
     if _START.search(text.translate(_WIDE)):
         return _link(text.translate(_WIDE))
     text = _squeezed(text)
@@ -59,7 +70,7 @@ def clean_pasted(text: str) -> str:
 
 def _link(text: str) -> str:
     """The link in a text, which holds its beginning."""
-    text = _REPLY.sub("", text)
+    text = _JSON.sub(lambda found: chr(int(found[1], 16)), _REPLY.sub("", text))
     begin = _START.search(text)
     text = _squeezed(text[begin.start() :] if begin else text)
     if end := _END.search(text):

@@ -236,37 +236,65 @@ _DECODERS: dict[str, Callable[[], _Decoder[Any]]] = {
 }
 
 
+class _Members:
+    """The content of a compressed file: of all its members, one after the other.
+
+    Attributes:
+        ended: whether the last one came to its end.
+        behind: whether it is not the first one, and has given nothing yet.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._make = _DECODERS[kind]
+        self._decoder = self._make()
+        self.ended = False
+        self.behind = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Decode the next bytes of the file."""
+        while data:
+            if self._decoder.wrapped.eof:
+                # Between members there may be zeros (xz: stream padding; gzip: of tapes).
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                self._decoder, self.behind = self._make(), True
+            for out in filter(None, self._decoder.feed(data)):
+                self.behind = False
+                yield out
+            data = self._decoder.wrapped.unused_data if self._decoder.wrapped.eof else b""
+        self.ended = self._decoder.wrapped.eof
+
+
 def _decompress(kind: str, file: BinaryIO, name: Path) -> Iterator[bytes]:
-    """The content of a compressed file: of all its members, one after the other."""
-    make = _DECODERS[kind]
-    decoder = make()
-    ended = False
+    members = _Members(kind)
     try:
         for data in _pieces(file, _ZSTD_IN if kind == "zst" else _IN):
-            left = data
-            while left:
-                if decoder.wrapped.eof:
-                    # Between members there may be zeros (xz: stream padding; gzip: of tapes).
-                    left = left.lstrip(b"\0")
-                    if not left:
-                        break
-                    decoder = make()
-                yield from filter(None, decoder.feed(left))
-                left = decoder.wrapped.unused_data if decoder.wrapped.eof else b""
-            ended = decoder.wrapped.eof
+            yield from members.feed(data)
     except MemoryError as err:
         raise FormatError(tr("{name} needs too much memory to be unpacked", name=name)) from err
     except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError) as err:
         if isinstance(err, OSError) and err.errno:
             raise
+        if members.behind:
+            raise _no_member(name) from err
         raise FormatError(
             tr("{name} is damaged, and cannot be unpacked: {err}", name=name, err=err), hint=_AGAIN
         ) from err
-    if not ended:
+    if not members.ended:
+        if members.behind:
+            raise _no_member(name)
         raise FormatError(
             tr("{name} is cut off: its compressed data does not end within the file", name=name),
             hint=_AGAIN,
         )
+
+
+def _no_member(name: Path) -> FormatError:
+    return FormatError(
+        tr("{name} has junk behind its compressed data, or more that is cut off", name=name),
+        hint=_AGAIN,
+    )
 
 
 def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:

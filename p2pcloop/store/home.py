@@ -322,7 +322,11 @@ class Home:
             os.close(fd)
 
     def _new_staging(self) -> tuple[Path, int]:
-        """Make and lock a directory; try again if a p2pcloopd that starts deletes it in between."""
+        """Make and lock a directory; try again if another process deletes it in between.
+
+        What killed processes left goes first: p2pcloopd may run for long.
+        """
+        self.clear_staging()
         while True:
             path = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=self.tmp))
             with suppress(FileNotFoundError):

@@ -105,6 +105,15 @@ class MirrorDirectory:
                 tr("cannot copy {path} to {where}", path=source.path, where=where), err
             ) from err
 
+    def try_to_write(self) -> None:
+        """Write and delete a file: what the disk refuses is known before anything is fetched."""
+        new = self.root / f"{_NEW}{secrets.token_hex(8)}"
+        try:
+            os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            new.unlink()
+        except OSError as err:
+            raise storage_error(tr("cannot write into {root}", root=self.root), err) from err
+
     def check(self, signed: SignedRecord) -> None:
         """Refuse a record that is older than the one that is there, or another of its version.
 
@@ -190,7 +199,7 @@ class MirrorDirectory:
 
         It is locked while it is being written.
         """
-        where.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(where.parent)
         new = where.with_name(f"{_NEW}{secrets.token_hex(8)}")
         fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -243,6 +252,13 @@ def _clear(root: Path) -> None:
         for left in directory.iterdir():
             if _NEW_NAME.fullmatch(left.name):
                 _delete_unlocked(left)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as err:  # a file, or a link that leads nowhere
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from err
 
 
 def _is_folder(path: Path) -> bool:

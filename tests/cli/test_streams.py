@@ -204,3 +204,11 @@ def test_output_that_cannot_be_written_is_not_called_a_lost_node(home: Path) -> 
         assert run_closed(set(), "daemon", "stop", home=home).returncode == 0
     stopped = run_closed(set(), "status", "--json", home=home)
     assert json.loads(stopped.stdout)["error"]["class"] == "DaemonError"
+
+
+def test_ctrl_c_while_modules_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    program = [sys.executable, "-c", "from p2pcloop.cli.start import main; main()"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(program, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -309,3 +309,13 @@ def test_a_mirror_with_a_users_name_is_refused(who: str) -> None:
     assert "secret" not in f"{caught.value} {caught.value.hint}"
     with pytest.raises(FormatError):
         parse_link(f"{TEXT}&x.mirror=https://{who}example.org/images/")
+
+
+def test_parts_are_numbered_and_written_large_by_some() -> None:
+    text = TEXT.replace("&tr=", "&tr.1=").replace("xt=", "xt.1=").replace("x.mt=", "X.MT=")
+    assert text.count(".1=") == 2
+    assert parse_link(text) == LINK.public()
+
+
+def test_a_host_s_name_may_end_at_the_root() -> None:
+    assert parse_peer("host.example.:6881") == ("host.example", 6881)

@@ -54,6 +54,15 @@ def quoted_printable(text: str) -> str:
         lambda text: text.replace("magnet:?", "magnet：？").replace("&", "＆"),  # noqa: RUF001  meant
         lambda text: text.replace("&", "^&"),
         lambda text: f"\x1b[200~{text}\x1b[201~",
+        lambda text: f"\x1b[1;32m{text}\x1b[0m",
+        lambda text: f"\x1b]8;;{text}\x1b\\debian\x1b]8;;\x1b\\",
+        lambda text: f"\x1b]8;id=1;{text}\adebian\x1b]8;;\a",
+        lambda text: f"[{text}]({text})",
+        lambda text: f"[[{text}][debian]]",
+        lambda text: f"{text}…",
+        lambda text: text.replace("&", "\\u0026").replace("=", "\\u003d").replace("/", "\\/"),
+        lambda text: text.replace("&", "<wbr>&").replace("?", "?<br/>"),
+        lambda text: text.replace("&", "`&"),
         lambda text: f"{text[:99]}\ufe0f{text[99:120]}\u034f{text[120:]}",
     ],
 )

@@ -85,6 +85,15 @@ def test_a_download_that_broke_off(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", COMPRESS)
+@pytest.mark.parametrize("junk", [b"x", b"junk\n", b"\0\0\0\1", b"junk" * 99])
+def test_junk_behind_what_is_compressed_is_not_called_cut_off(
+    tmp_path: Path, kind: str, junk: bytes
+) -> None:
+    with pytest.raises(FormatError, match="given has junk behind its compressed data"):
+        unpacked(tmp_path, kind, COMPRESS[kind](RAW) + junk)
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
 def test_an_archive_is_refused_before_it_is_unpacked(tmp_path: Path, kind: str) -> None:
     tar = bytes(257) + b"ustar\0" + bytes(5 << 20)
     with pytest.raises(UsageError, match="given is no disk image: it holds a tar archive"):
@@ -204,7 +213,7 @@ def test_frames_that_decoders_of_zstd_skip(tmp_path: Path) -> None:
     data = b"".join(pieces) + skippable(bytes(5000))
     assert detect_container(data[:PROBE_SIZE], data[-512:]) == "zst"
     assert unpacked(tmp_path, "zst", data) == RAW + RAW[:999]
-    with pytest.raises(FormatError, match="given is cut off"):
+    with pytest.raises(FormatError, match="more that is cut off"):
         unpacked(tmp_path, "zst", data[:-1])
 
 

@@ -103,3 +103,13 @@ def test_a_replacement_that_fails_leaves_the_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         replace_file(path, b"two")
     assert path.read_bytes() == b"one"
+
+
+def test_what_a_killed_process_staged_goes_with_the_next_one(tmp_path: Path) -> None:
+    home = Home.at(str(tmp_path / "home"))
+    home.create()
+    left = home.tmp / "seed-left"
+    left.mkdir()
+    (left / "image").write_bytes(b"x")
+    with home.staging() as held, home.staging() as other:
+        assert sorted(home.tmp.iterdir()) == sorted([held, other])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from p2pcloop.errors import MismatchError, UsageError
+from p2pcloop.errors import MismatchError, StorageError, UsageError
 from p2pcloop.formats.mirror import LayerFilePath
 from p2pcloop.formats.name import parse_name
 from p2pcloop.store.have import HaveFile, is_whole
@@ -101,3 +103,23 @@ def test_a_file_of_the_user_in_the_place_of_ours_is_named(tmp_path: Path) -> Non
             mirror.urls(parse_name(f"@{'a' * 52}/x"))
     assert caught.value.hint
     assert (tmp_path / "link.txt").read_text() == "my own notes\n"
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifests").symlink_to("/nonexistent/a")
+    with (
+        open_mirror_directory(tmp_path) as mirror,
+        pytest.raises(StorageError, match="Not a directory"),
+    ):
+        mirror.write("manifests/x", b"x")
+
+
+def test_a_place_that_takes_no_files_is_known_at_once(tmp_path: Path) -> None:
+    with open_mirror_directory(tmp_path) as mirror:
+        mirror.try_to_write()
+        assert not list(tmp_path.iterdir())
+        with (
+            patch("os.open", side_effect=OSError(errno.EROFS, "Read-only file system")),
+            pytest.raises(StorageError, match=r"cannot write into .*Read-only"),
+        ):
+            mirror.try_to_write()
