@@ -139,6 +139,14 @@ def test_what_the_killed_left_in_tmp_is_deleted(node: Node) -> None:
     assert list(node.home.tmp.iterdir()) == []
 
 
+def test_it_does_not_stay_where_it_was_started(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    node.run("daemon", "start")
+    assert Path(f"/proc/{node.home.holder()}/cwd").readlink() == Path("/")
+
+
 def test_what_keeps_it_from_starting_is_told(node: Node) -> None:
     node.configure("uplaod_limit = 1")
     with pytest.raises(UsageError, match="uplaod_limit"):

@@ -80,6 +80,8 @@ def command(home: Home, log_level: str | None, ready_fd: int | None) -> None:
     Commands start it by themselves; `p2pcloop daemon stop` stops it.
     """
     os.umask(0o077)
+    if ready_fd is not None:
+        os.chdir("/")  # a command started it: the file system where that ran must not be busy
     allow_many_files()  # a file that is seeded where it lies stays open, and so do connections
     log = LogOutput(log_level)
     starter = _Starter(ready_fd)
