@@ -640,14 +640,17 @@ def test_a_public_link_names_no_peers_of_others(nodes: Nodes, published: Publish
 def test_the_metadata_comes_from_a_mirror_after_a_restart_too(
     nodes: Nodes, published: Published
 ) -> None:
-    """The node was ended before the metadata was asked for; there are no peers."""
+    """The node was ended before the metadata was there; there are no peers."""
     reader = nodes.start()
+    metadata = published.directory / str(MetainfoPath(published.layer.torrent))
+    aside = metadata.rename(published.directory / "aside")
     with nginx(published.directory) as web:
         link = link_to(published, web.url, seeds=True)
         reader.call("resolve", ref=link)
         assert read(reader, published, 0, 512) == INDEX[:512]
         assert state(reader, published)["name"] is None
         reader.end(signal.SIGKILL)
+        aside.rename(metadata)
         reader.start()
         reader.call("resolve", ref=link)
         with ThreadPoolExecutor(1) as pool:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from p2pcloop.client.control_client import ControlClient
+from p2pcloop.errors import NotHereError
 from p2pcloop.protocol.control import ControlReceiver, Event
 from p2pcloop.store.guests import find_guest, list_guests
 from p2pcloop.store.home import Home
@@ -182,7 +183,8 @@ class Node:
         """End its guests in the background and its p2pcloopd, whatever state they are in."""
         for guest in list_guests(self.home):
             if guest.state == "running":
-                self.kill_guest(guest.record.name)
+                with contextlib.suppress(NotHereError):  # it was about to end, and is forgotten
+                    self.kill_guest(guest.record.name)
         if self.process is not None:
             self.end(signal.SIGKILL)
         pid = self.home.holder() if self.root.exists() else None
@@ -222,7 +224,14 @@ class Nodes:
     def __exit__(self, *_: object) -> None:
         for node in self._nodes:
             node.remove()
-        shutil.rmtree(self.directory)
+        wait_until(self._is_removed, f"that nothing writes into {self.directory}")
+
+    def _is_removed(self) -> bool:
+        """Remove the directory. What a killed command has forked may still write there: its block
+        server makes all durable, and ends."""
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.directory)
+        return not self.directory.exists()
 
 
 class OnTerminal(Console):
