@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import socket
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any
 
 import trio
 
-from p2pcloop.errors import UsageError
+from p2pcloop.errors import BusyError, UsageError
 from p2pcloop.formats.config import Config, load_config
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
@@ -19,7 +19,7 @@ from p2pcloop.words import tr
 from p2pcloopd.control_server import Call, open_listener, passed_listener, serve_control
 from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.disk.seeding import OLD_PREFIX
-from p2pcloopd.engine.engine import open_engine
+from p2pcloopd.engine.engine import Engine, open_engine
 from p2pcloopd.http.server import open_http_listener, serve_http
 from p2pcloopd.http.wire import Pace, Wire
 from p2pcloopd.log_output import LogOutput
@@ -34,6 +34,9 @@ from p2pcloopd.node.ports import choose_ports
 from p2pcloopd.resolver import install as install_resolver
 
 _log = logging.getLogger(__name__)
+
+_TRIES = 5
+"""So often ports are chosen at the first start."""
 
 
 async def run_node(
@@ -62,19 +65,55 @@ async def run_node(
         log.set_up(config.log_level, config.log_format)
         records = Records(home)
         _clear_tmp(home)
+        async with AsyncExitStack() as stack:
+            engine, http, warnings = await _listen(home, config, stack)
+            await engine.restore()
+            node = Node(home, config, engine, records, log, warnings)
+            control = (
+                open_listener(home.control_socket) if passed is None else passed_listener(passed)
+            )
+            await _serve(node, control, http, ready)
+
+
+async def _listen(
+    home: Home, config: Config, stack: AsyncExitStack
+) -> tuple[Engine, list[trio.SocketListener], list[str]]:
+    """Open the engine and the listeners for HTTP, which the stack closes.
+
+    A port that was chosen just now may be another node's before this one listens there: then they
+    are chosen anew, since no link names them.
+
+    Returns:
+        Both, and what the user should know.
+
+    Raises:
+        BusyError: a port is taken.
+        UsageError: it cannot listen where it was told to.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        is_first = not home.ports.exists()
         warnings: list[str] = []
         listen, http_listen = choose_ports(
             home.ports, config.listen, config.http.listen, warnings.append
         )
         for warning in warnings:
             _log.warning("%s", warning)
-        async with open_engine(_engine_settings(config, listen), home.torrents) as engine:
-            await engine.restore()
-            node = Node(home, config, engine, records, log, warnings)
-            control = (
-                open_listener(home.control_socket) if passed is None else passed_listener(passed)
-            )
-            await _serve(node, control, http_listen, ready)
+        async with AsyncExitStack() as opened:
+            try:
+                http = [
+                    await opened.enter_async_context(await open_http_listener(*address))
+                    for address in http_listen
+                ]
+                settings = _engine_settings(config, listen)
+                engine = await opened.enter_async_context(open_engine(settings, home.torrents))
+            except BusyError:
+                if not (is_first and tries_left):
+                    raise
+                home.ports.unlink(missing_ok=True)
+            else:
+                stack.push_async_exit(opened.pop_all())
+                return engine, http, warnings
+    raise AssertionError("the last try has raised or returned")
 
 
 def _clear_tmp(home: Home) -> None:
@@ -88,7 +127,7 @@ def _clear_tmp(home: Home) -> None:
 async def _serve(
     node: Node,
     control: AbstractContextManager[trio.SocketListener],
-    http_listen: Iterable[tuple[str, int]],
+    http: Sequence[trio.SocketListener],
     ready: Callable[[list[str]], None],
 ) -> None:
     async def perform(call: Call) -> dict[str, Any]:
@@ -99,7 +138,6 @@ async def _serve(
 
     with control as listener:
         async with trio.open_nursery() as nursery:
-            http = [await open_http_listener(*address) for address in http_listen]
             node.http_listen = [each.socket.getsockname()[:2] for each in http]
             if http:
                 site = NodeFiles(node)
