@@ -13,7 +13,7 @@ import sys
 import tempfile
 import termios
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,6 @@ from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.lifecycle import run_guest
 from p2pcloopd.guest.network import frame_filter
 from p2pcloopd.guest.network import slirp as network
-from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.network.slirp import user_network
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
@@ -484,9 +483,7 @@ async def test_layers_of_a_root_stack(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def lossy_network(
-    say: Callable[[str], None], *, ports: Sequence[BoundPort]
-) -> AsyncIterator[socket.socket]:
+async def lossy_network(say: Callable[[str], None], **options: Any) -> AsyncIterator[socket.socket]:
     """A guest's network that loses every fiftieth frame in each direction."""
     guest, wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 
@@ -499,7 +496,7 @@ async def lossy_network(
                 if number % 50:
                     await writer.send(frame)
 
-    async with user_network(say, ports=ports) as card, trio.open_nursery() as nursery:
+    async with user_network(say, **options) as card, trio.open_nursery() as nursery:
         with guest, wire:
             nursery.start_soon(carry, card, wire)
             nursery.start_soon(carry, wire, card)
@@ -512,7 +509,7 @@ async def test_data_arrives_whole_where_frames_are_lost(
 ) -> None:
     monkeypatch.setattr(network, "user_network", lossy_network)
     # Without the filter a guest's frames reach the host's loopback: there is no other host here.
-    monkeypatch.setattr(frame_filter, "install", lambda *_: None)
+    monkeypatch.setattr(frame_filter, "install", lambda *_, **__: None)
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     data = kernel.find_busybox().read_bytes() * 2

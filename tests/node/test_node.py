@@ -163,12 +163,17 @@ def test_a_peer_that_is_connected_and_silent_is_told_of(nodes: Nodes, content: b
     publisher, reader = nodes.start(), nodes.start("waiting_after = 0.05")
     published = publish_version(publisher, content)
     torrent = published["torrent"]
-    # Not by HTTP, which might be faster than the connection.
-    reader.call("resolve", ref=str(replace(parse_link(published["link"]), mirrors=())))
+    reader.call("resolve", ref=published["link"])
+
+    def is_connected() -> bool:
+        [found] = [t for t in reader.call("status")["torrents"] if t["info_hash"] == torrent]
+        return any(peer["connected"] for peer in found["traffic"]["peers"])
+
     process = publisher.process
     assert process is not None
     with reader.connect() as client:
         client.call("read", torrent=torrent, offset=0, length=4096, heal=False)
+        wait_until(is_connected)  # the bytes may have come by HTTP
         events: list[dict[str, Any]] = []
 
         def on_event(event: str, fields: dict[str, Any]) -> None:

@@ -20,8 +20,14 @@ def workers(block: BlockServerProcess) -> list[int]:
 def worker_of(block: BlockServerProcess) -> int:
     """The process that serves now, waited for if it is just being forked."""
     wanted = 1 if block._memory is None else 2
-    wait_until(lambda: len(workers(block)) >= wanted)
-    return workers(block)[-1]
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = workers(block)
+        return len(found) >= wanted
+
+    wait_until(is_there)
+    return found[-1]
 
 
 def kill_worker(block: BlockServerProcess) -> None:
