@@ -14,7 +14,8 @@ from p2pcloop.client.refs import words_of_the_user
 from p2pcloop.client.seed import seed_image
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.containers import COMPRESSED
-from p2pcloop.formats.name import check_label, suggest_label
+from p2pcloop.formats.name import check_label, is_label, suggest_label
+from p2pcloop.making.local import inspect_file
 from p2pcloop.words import tr
 
 _EPILOG = """
@@ -56,8 +57,10 @@ def command(
     bzip2. By default only this machine reaches the
     node (docs/daemon.md says how to serve others).
     """
+    if label is None:
+        label = _label_of(image)
     with words_of_the_user():
-        label = check_label(suggest_label(_stem(image)) if label is None else label)
+        check_label(label)
     home = options.home
     file = open_image_file(image, home, quiet=options.as_json)
     if file.kind == "overlay":
@@ -77,6 +80,23 @@ def command(
             as_new_version=as_new_version,
         )
     report_seeded(answer, home, as_json=options.as_json)
+
+
+def _label_of(image: Path) -> str:
+    """A label made of a file's name.
+
+    Raises:
+        UsageError: there is none in it, or it is no file.
+        NotHereError: there is no such file.
+    """
+    label = suggest_label(_stem(image))
+    if not is_label(label):
+        inspect_file(image, raw=True)
+        raise UsageError(
+            tr("no label can be made of the name of {image}", image=image),
+            hint="give one: --name LABEL",
+        )
+    return label
 
 
 def _stem(image: Path) -> str:

@@ -157,6 +157,9 @@ def test_version(p2pcloop: Run) -> None:
         ("fetch /etc/hostname", 2, "is here already"),
         ("seed /nonexistent/a.cloop --name Debian", 2, "is not a label"),
         ("seed /nonexistent/a.cloop --name debian", 7, "there is no file"),
+        ("seed /nonexistent/日本.img", 7, "there is no file"),
+        ("seed /", 2, "/ is not a file"),
+        ("seed .", 2, ". is not a file"),
     ],
 )
 def test_errors_end_with_a_line_and_their_code(
@@ -276,3 +279,11 @@ def test_an_empty_place_or_a_url_is_refused(p2pcloop: Run, words: tuple[str, ...
 def test_an_error_of_stop_is_the_only_json(p2pcloop: Run) -> None:
     ran = p2pcloop("stop", "none", "--json")
     assert ran.json["error"]["exit_code"] == ran.code == 7
+
+
+def test_a_file_whose_name_is_no_label_needs_one(p2pcloop: Run, tmp_path: Path) -> None:
+    image = tmp_path / "日本.img"
+    image.write_bytes(b"x")
+    ran = p2pcloop("seed", image)
+    assert (ran.code, "--name LABEL" in ran.err) == (2, True)
+    assert f"no label can be made of the name of {image}" in ran.err
