@@ -226,8 +226,10 @@ def open_log(path: Path) -> Iterator[int]:
     try:
         if path.exists() and path.stat().st_size > MAX_LOG:
             path.replace(path.with_name(path.name + ".1"))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        # O_NONBLOCK: a pipe in its place is not waited for.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
         log = os.open(path, flags, 0o600)
+        os.set_blocking(log, True)
     except OSError as err:
         raise storage_error(tr("cannot write {path}", path=path), err) from err
     try:

@@ -31,6 +31,16 @@ def sync_names(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_file(path: Path, limit: int = -1) -> bytes:
+    """The content of a file; of a pipe in its place, which is never waited for, nothing.
+
+    Raises:
+        OSError: the system refused.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        return file.read(limit) or b""
+
+
 def has_name(descriptor: int, path: Path) -> bool:
     """Whether `path` leads to the file that is open.
 

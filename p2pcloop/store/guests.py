@@ -38,7 +38,7 @@ from p2pcloop.errors import (
     UsageError,
     storage_error,
 )
-from p2pcloop.formats.named import open_named, sync_names
+from p2pcloop.formats.named import open_named, read_file, sync_names
 from p2pcloop.formats.timeline import Timeline, decode_timeline
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord, decode_record, encode_record
@@ -139,7 +139,7 @@ class GuestFolder:
         """
         runs = self._is_held()  # first: a guest that ends meanwhile has its end in its record
         try:
-            record = decode_record(self.record_path.read_bytes(), self.name)
+            record = decode_record(read_file(self.record_path), self.name)
         except (FileNotFoundError, NotADirectoryError) as err:
             raise _no_guest(self.name) from err
         except OSError as err:
@@ -207,7 +207,7 @@ class GuestFolder:
     def read_fetched(self) -> Fetched | None:
         """What came for the guest, or None for nothing."""
         try:
-            count, first = self.fetched_path.read_bytes().split()
+            count, first = read_file(self.fetched_path).split()
             return Fetched(int(count), float(first))
         except (OSError, ValueError):  # nothing yet, or only half of a line: it only informs
             return None
@@ -220,7 +220,7 @@ class GuestFolder:
             StorageError: the system refused.
         """
         try:
-            return decode_timeline(self.timeline_path.read_bytes())
+            return decode_timeline(read_file(self.timeline_path))
         except FileNotFoundError:
             return None
         except OSError as err:
@@ -332,7 +332,7 @@ class OwnGuest:
     def _earlier_suspend(self) -> GuestRecord | None:
         """The record of a suspended guest that goes on under this name."""
         try:
-            record = decode_record(self.folder.record_path.read_bytes(), self.folder.name)
+            record = decode_record(read_file(self.folder.record_path), self.folder.name)
         except (FormatError, OSError):
             return None
         return record if record.reason == "suspended" else None

@@ -362,6 +362,10 @@ def _locked(path: Path, take: Callable[[int], None]) -> Iterator[int]:
     except OSError as err:
         raise storage_error(tr("cannot open {path}", path=path), err) from err
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise UsageError(
+                tr("{path} is not a file: a regular one is needed", path=path), hint="move it away"
+            )
         yield fd
     finally:
         os.close(fd)

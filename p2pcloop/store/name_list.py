@@ -11,11 +11,13 @@ from pathlib import Path
 
 import msgpack
 
+from p2pcloop.formats.named import read_file
+
 
 def list_names(path: Path) -> list[str]:
     """`@key/label` of each name in a home's names.msgpack; none where it is missing or damaged."""
     try:
-        rows = msgpack.unpackb(path.read_bytes(), raw=False)["names"]
+        rows = msgpack.unpackb(read_file(path), raw=False)["names"]
         return sorted(str(row["name"]) for row in rows)
     except (OSError, ValueError, TypeError, KeyError, msgpack.UnpackException):
         return []
@@ -24,7 +26,7 @@ def list_names(path: Path) -> list[str]:
 def list_short_names(path: Path) -> Iterator[str]:
     """The short names in the user's file of them; none where it is missing or damaged."""
     try:
-        text = path.read_text("utf-8")
+        text = read_file(path).decode()
     except (OSError, ValueError):
         return
     for line in text.splitlines():

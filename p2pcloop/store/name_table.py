@@ -16,6 +16,7 @@ from p2pcloop.errors import FormatError, MismatchError, UsageError, storage_erro
 from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, parse_link
 from p2pcloop.formats.manifest import ID_SIZE, INFO_HASH_SIZE, ManifestRef
 from p2pcloop.formats.name import Name, parse_name
+from p2pcloop.formats.named import read_file
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.formats.record import MAX_RECORD_SIZE, open_record
 from p2pcloop.formats.signed import MAX_VERSION
@@ -78,7 +79,7 @@ def read_names(path: Path) -> list[NameRecord]:
         StorageError: the system refused.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         return []
     except OSError as err:

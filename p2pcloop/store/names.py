@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import Name, check_label, parse_name
+from p2pcloop.formats.named import read_file
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.words import tr
@@ -33,8 +34,7 @@ class ShortNames:
         """
         path = self.home.short_names
         try:
-            with path.open("rb") as file:
-                text = file.read(_MAX_SIZE + 1).decode()
+            text = read_file(path, _MAX_SIZE + 1).decode()
         except FileNotFoundError:
             return {}
         except UnicodeDecodeError as err:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from p2pcloop.errors import FormatError, NotHereError, storage_error
 from p2pcloop.formats.manifest import ID_SIZE
+from p2pcloop.formats.named import read_file
 from p2pcloop.formats.overlay_header import HEADER_SIZE, Header
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.store.home import Home, replace_file
@@ -35,7 +36,7 @@ def register_overlay(home: Home, overlay: Path, manifest_id: bytes) -> None:
     data = pack_canonical({"format": _FORMAT, "path": path, "manifest": manifest_id})
     note = home.overlays / hashlib.sha256(path).hexdigest()[:_NAME_DIGITS]
     with suppress(OSError):
-        if note.read_bytes() == data:
+        if read_file(note) == data:
             return
     replace_file(note, data)
 
@@ -56,7 +57,7 @@ def overlaid_manifests(home: Home) -> Iterator[tuple[Path, set[bytes]]]:
         for note in notes:
             if len(note.name) != _NAME_DIGITS:
                 continue  # a note that is being written
-            path, manifest_id = _parse(note.read_bytes(), note)
+            path, manifest_id = _parse(read_file(note), note)
             try:
                 yield path, {manifest_id} | _made_on(path)
             except NotHereError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.manifest import ID_SIZE
+from p2pcloop.formats.named import read_file
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.words import tr
@@ -26,7 +27,7 @@ def load_pins(home: Home) -> dict[bytes, str]:
         StorageError: the system refused.
     """
     try:
-        data = home.pins.read_bytes()
+        data = read_file(home.pins)
     except FileNotFoundError:
         return {}
     except OSError as err:

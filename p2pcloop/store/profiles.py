@@ -8,6 +8,7 @@ from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError, P2pcloopError, storage_error
 from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest, open_manifest
+from p2pcloop.formats.named import read_file
 from p2pcloop.formats.profile import Profile, Touch, fit_touches, open_profile, unpack_touches
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home, replace_file
@@ -33,7 +34,7 @@ def load_profile(home: Home, image_id: bytes) -> Profile | None:
     """
     path = profile_path(home, image_id)
     try:
-        profile = open_profile(path.read_bytes())
+        profile = open_profile(read_file(path))
     except FileNotFoundError:
         return None
     except (FormatError, MismatchError) as err:
@@ -202,7 +203,7 @@ def ancestors(home: Home, manifest: Manifest) -> Iterator[Manifest]:
 
 def _read_manifest(home: Home, manifest_id: bytes) -> SignedManifest | None:
     try:
-        signed = open_manifest((home.manifests / manifest_id.hex()).read_bytes())
+        signed = open_manifest(read_file(home.manifests / manifest_id.hex()))
     except (OSError, P2pcloopError):
         return None  # not known here, or damaged: it would only have been a hint
     return signed if signed.id == manifest_id else None

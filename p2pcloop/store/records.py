@@ -17,6 +17,7 @@ from p2pcloop.errors import MismatchError, NotHereError, UsageError, storage_err
 from p2pcloop.formats.link import Link
 from p2pcloop.formats.manifest import ManifestRef, SignedManifest, open_manifest
 from p2pcloop.formats.name import Name
+from p2pcloop.formats.named import read_file
 from p2pcloop.formats.record import SignedRecord
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.store.name_table import (
@@ -53,7 +54,7 @@ class Records:
         """
         path = self._home.manifests / manifest_id.hex()
         try:
-            data = path.read_bytes()
+            data = read_file(path)
         except FileNotFoundError as err:
             raise NotHereError(
                 tr("no manifest {manifest_id} is known here", manifest_id=manifest_id.hex())
@@ -236,7 +237,7 @@ class Records:
     def _keep_manifest(self, signed: SignedManifest) -> None:
         path = self._home.manifests / signed.id.hex()
         try:
-            if path.read_bytes() == signed.data:
+            if read_file(path) == signed.data:
                 return
         except FileNotFoundError:
             pass

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from p2pcloop.errors import storage_error
 from p2pcloop.formats.name import Name
+from p2pcloop.formats.named import read_file
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.words import tr
 
@@ -24,7 +25,7 @@ def known_source(home: Home, name: Name) -> Path | None:
         StorageError: the system refused.
     """
     try:
-        return Path(os.fsdecode(_place(home, name).read_bytes()))
+        return Path(os.fsdecode(read_file(_place(home, name))))
     except FileNotFoundError:
         return None
     except OSError as err:

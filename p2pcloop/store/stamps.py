@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2pcloop.errors import UsageError, storage_error
+from p2pcloop.formats.named import read_file
 from p2pcloop.store.home import replace_file
 from p2pcloop.words import tr
 
@@ -41,7 +42,7 @@ def load_stamps(directory: Path, pieces: int) -> array[int]:
     path = directory / STAMPS_FILE
     stamps = array("I", bytes(4 * pieces))
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         return stamps
     except OSError as err:

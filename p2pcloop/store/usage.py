@@ -16,6 +16,7 @@ from p2pcloop.formats.manifest import (
     ManifestRef,
     open_manifest,
 )
+from p2pcloop.formats.named import read_file
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import our_keys
@@ -133,7 +134,7 @@ def known_manifests(home: Home) -> Iterator[tuple[bytes, Manifest]]:
 def _read_manifest(path: Path) -> Manifest:
     hint = tr("delete {path}; it can be had again by its link", path=path)
     try:
-        signed = open_manifest(path.read_bytes())
+        signed = open_manifest(read_file(path))
     except FileNotFoundError as err:
         raise NotHereError(tr("there is no {path}", path=path)) from err
     except OSError as err:

@@ -14,6 +14,7 @@ import pytest
 from p2pcloop.client.daemon import stop_daemon
 from p2pcloop.store.home import Home
 from tests.support.images import make_image, padded, write_cloop_file
+from tests.support.programs import Nodes
 
 PROGRAM = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
 RAW = make_image(600_000)
@@ -65,3 +66,23 @@ def test_an_image_goes_from_one_odd_home_to_another(folder: Path, command: Comma
     command("third", "export", at_mirror, folder / "again.img")
     assert (folder / "again.img").read_bytes() == padded(RAW, 65536)
     assert json.loads(command("third", "status", "--json"))["home"] == str(folder / "third")
+
+
+@pytest.mark.parametrize("name", ["names.msgpack", "pins.msgpack", "ports.msgpack", "short-names"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(nodes: Nodes, name: str) -> None:
+    node = nodes.make()
+    node.start()
+    stop_daemon(node.home)
+    path = node.home.root / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    for words in (("images",), ("daemon", "start"), ("status",)):
+        done = subprocess.run(
+            [*PROGRAM, *words, "--home", str(node.home.root)],
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert b"Traceback" not in done.stderr
+        assert done.returncode in (0, 2, 3, 9), done.stderr
+    stop_daemon(node.home)

@@ -113,3 +113,11 @@ def test_what_a_killed_process_staged_goes_with_the_next_one(tmp_path: Path) -> 
     (left / "image").write_bytes(b"x")
     with home.staging() as held, home.staging() as other:
         assert sorted(home.tmp.iterdir()) == sorted([held, other])
+
+
+def test_a_pipe_in_the_place_of_the_lock(tmp_path: Path) -> None:
+    home = Home.at(str(tmp_path / "home"))
+    home.create()
+    os.mkfifo(home.lock_path)
+    with pytest.raises(UsageError, match="lock is not a file"), home.locked():
+        pass

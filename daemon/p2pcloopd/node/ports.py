@@ -10,6 +10,7 @@ from pathlib import Path
 
 from p2pcloop.errors import BusyError, FormatError, storage_error
 from p2pcloop.formats.config import MAX_LISTEN
+from p2pcloop.formats.named import read_file
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.store.home import replace_file
 from p2pcloop.words import tr
@@ -103,7 +104,7 @@ def _load(path: Path) -> dict[str, dict[str, int]]:
     """The ports that were kept, by kind and address; a file of before HTTP has but one kind."""
     nothing: dict[str, dict[str, int]] = {"ports": {}, "http": {}}
     try:
-        values = unpack_canonical(path.read_bytes(), path.name, _MAX_FILE)
+        values = unpack_canonical(read_file(path), path.name, _MAX_FILE)
         fields = Fields(values, path.name)
         return {kind: _read_rows(fields, kind, path) for kind in nothing}
     except FileNotFoundError:
