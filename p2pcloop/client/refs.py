@@ -178,7 +178,12 @@ def read_ref(ref: str, home: Home) -> Path | str:
     pasted = clean_pasted(ref)
     _check_words(pasted, path)
     if is_link(pasted):
-        return str(parse_link(pasted))
+        try:
+            return str(parse_link(pasted))
+        except (UsageError, FormatError) as err:
+            if "…" in ref:  # at its end it may be of the text that the link stood in
+                raise _shortened(ref) from err
+            raise
     if is_url(pasted):
         return str(parse_place(pasted))
     from p2pcloop.store.known_names import find_name  # noqa: PLC0415  see above
@@ -243,11 +248,8 @@ def _tell_image(ref: str, home: Home) -> None:
 
 def _check_words(pasted: str, path: Path) -> None:
     """Refuse links and names that documents have shortened with `…`, and URLs of no mirror."""
-    if (is_link(pasted) or pasted.startswith("@")) and "…" in pasted:
-        raise UsageError(
-            tr("{pasted} is shortened: `…` stands for what was left out", pasted=pasted),
-            hint="give all of it; of a key its first characters do, as in @kbth/debian",
-        )
+    if pasted.startswith("@") and "…" in pasted:
+        raise _shortened(pasted)
     scheme, _, rest = pasted.partition("://")
     if not rest or is_url(pasted) or not _SCHEME.fullmatch(scheme) or path.exists():
         return
@@ -259,6 +261,13 @@ def _check_words(pasted: str, path: Path) -> None:
     raise UsageError(
         tr("{pasted}: p2pcloop does not read {scheme}:// URLs", pasted=pasted, scheme=scheme),
         hint=hint,
+    )
+
+
+def _shortened(pasted: str) -> UsageError:
+    return UsageError(
+        tr("{pasted} is shortened: `…` stands for what was left out", pasted=pasted),
+        hint="give all of it; of a key its first characters do, as in @kbth/debian",
     )
 
 
