@@ -1,8 +1,8 @@
 """The device state of a state: QEMU's migration stream without the pages of its firmware
 (docs/formats/state.md).
 
-QEMU sends its firmware with the devices. That is nine tenths of the whole once it is packed, and
-who resumes the state has the same file: the manifest names it by its hash.
+QEMU sends its firmware with the devices. That is nine tenths of the whole once it is packed, and a
+machine that resumes the state has the same file: the manifest names it by its hash.
 """
 
 from __future__ import annotations
@@ -71,8 +71,12 @@ def with_firmware(stored: bytes, firmware: bytes) -> bytes:
     pieces = list(_PIECE.iter_unpack(stored[_HEAD.size : start]))
     stream = _joined(stored[start:], pieces, firmware)
     if hashlib.sha256(stream).digest() != digest:
-        raise MismatchError("the firmware of this system is not that of the state")
+        raise _other_firmware()
     return stream
+
+
+def _other_firmware() -> MismatchError:
+    return MismatchError("the firmware of this system is not that of the state")
 
 
 def _joined(rest: bytes, pieces: Sequence[tuple[int, int, int]], firmware: bytes) -> bytes:
@@ -82,8 +86,10 @@ def _joined(rest: bytes, pieces: Sequence[tuple[int, int, int]], firmware: bytes
     stream, at = bytearray(), 0
     for place, begin, length in pieces:
         missing = place - len(stream)
-        if not 0 <= missing <= len(rest) - at or begin + length > len(firmware):
+        if not 0 <= missing <= len(rest) - at or begin + length > MAX_FIRMWARE_SIZE:
             raise FormatError("a piece that the device state leaves out is nowhere")
+        if begin + length > len(firmware):
+            raise _other_firmware()
         stream += rest[at : at + missing]
         stream += firmware[begin : begin + length]
         at += missing

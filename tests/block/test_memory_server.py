@@ -217,6 +217,18 @@ def test_two_may_clean_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert mounts_in(tmp_path) == []
 
 
+def test_what_another_user_left_is_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fusermount3 refuses, and the file cannot be deleted: a folder stands for that."""
+    left = tmp_path / "left"
+    left.mkdir()
+    monkeypatch.setattr(memory_file, "mounts_of", lambda _kind: [left])
+    monkeypatch.setattr(memory_file, "is_dead", lambda _path: True)
+    with open_memory_file(tmp_path, SIZE, everyone=False):
+        assert left.is_dir()
+
+
 def test_a_kernel_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("p2pcloop.protocol.fuse._MINOR", 4711)
     with (

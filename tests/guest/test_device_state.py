@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pcloop.errors import FormatError, GuestError
+from p2pcloop.errors import GuestError, MismatchError
 from p2pcloop.protocol.qmp import MachineEvent
 from p2pcloopd.guest.machine import device_state
 from p2pcloopd.guest.machine.device_state import DeviceStates
@@ -82,7 +82,7 @@ async def test_a_state_lacks_the_firmware_that_its_reader_has(tmp_path: Path) ->
         (file,) = qemu.files.values()
         assert os.pread(file, 1 << 16, 0) == sent
     async with states() as (devices, qemu):
-        with pytest.raises(FormatError, match="nowhere"):
+        with pytest.raises(MismatchError, match="is not that of the state"):
             await devices.give(taken)
         assert {*qemu.names()} <= {"qmp_capabilities"}  # it is greeted at the same time
 

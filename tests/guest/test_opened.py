@@ -48,6 +48,13 @@ def test_parse_refuses(text: str) -> None:
     assert "3128" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("address", [HOST, addresses.NAMESERVER_ADDRESS, "10.0.2.77"])
+def test_an_address_of_the_wire_is_refused_even_if_it_is_this_machines(address: str) -> None:
+    """The guest would reach the loopback there, or a name server."""
+    with pytest.raises(UsageError, match="no guest can connect to"):
+        parse_opened(f"{address}:80")
+
+
 def tcp(address: str, port: int, flags: int) -> bytes:
     segment = bytearray(tcp_syn(1, port)(socket.inet_aton(address)))
     segment[13] = flags
@@ -84,6 +91,7 @@ CLOSED = [
     udp(OWN, 80),
     packet(OWN, ICMP, bytes(8)),
     tcp("127.0.0.1", 3128, SYN),
+    tcp("10.0.2.77", 3128, SYN),
     tcp("0.0.0.0", 3128, SYN),
 ]
 

@@ -18,6 +18,7 @@ import trio.testing
 
 from p2pcloop.errors import GuestError
 from p2pcloopd.guest import lifecycle, running
+from p2pcloopd.guest.channel.waking import Waking
 from p2pcloopd.guest.console.console import Pty
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.events import Events
@@ -27,7 +28,7 @@ from p2pcloopd.guest.machine.machine import Machine
 from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.spec import GuestSpec
-from p2pcloopd.guest.system.initramfs import FAILURE_MARK, START_MARK
+from p2pcloopd.guest.system.initramfs import ADDRESS_MARK, FAILURE_MARK, START_MARK
 from tests.support.waiting import BOUND
 
 
@@ -71,6 +72,25 @@ async def test_a_terminal_that_takes_nothing_does_not_hold_up_the_guests_end(
                 await attended._shut_down()
             assert attended._guest.killed  # it did not run yet
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("changes", "address"),
+    [({}, ["192.0.2.7"]), ({"firmware": "uefi"}, []), ({"waking": Waking(0.0)}, [])],
+    ids=["our initramfs", "by firmware", "resumed"],
+)
+async def test_only_our_initramfs_tells_the_guests_address(
+    tmp_path: Path, changes: dict[str, Any], address: list[str]
+) -> None:
+    spec = GuestSpec(tmp_path / "vda", console=tmp_path / "console", **changes)
+    told: list[str] = []
+    with ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            events = Events(address=told.append)
+            attended = lifecycle._Attended(spec, events, None, stack, nursery)
+            attended._transcript().take(f"{ADDRESS_MARK}192.0.2.7/24\n".encode())
+            nursery.cancel_scope.cancel()
+    assert told == address
 
 
 @pytest.mark.parametrize(

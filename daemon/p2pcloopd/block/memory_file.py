@@ -86,9 +86,10 @@ def _clean_up() -> None:
     """Unmount what a process left that was killed while it mounted."""
     for path in mounts_of(f"fuse.{_NAME}"):
         if is_dead(path):
-            with suppress(UsageError):  # another process cleans up, too
+            # Another process may clean up, too; or it is another user's.
+            with suppress(UsageError, OSError):
                 unmount(path)
-            path.unlink(missing_ok=True)
+                path.unlink()
 
 
 def _mounted(path: Path, size: int, *, everyone: bool) -> tuple[int, int]:

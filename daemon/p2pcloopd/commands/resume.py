@@ -202,7 +202,7 @@ class _Guest:
                 resuming=Resuming(
                     _machine(self.target),
                     options.name or "",
-                    # Who uses a guest by its network does not wait for its console.
+                    # A guest with a network is used by that: its console may not matter.
                     answers_first=started is None and options.net.kind == "none",
                     rehearses=self.wakes_late,
                 ),

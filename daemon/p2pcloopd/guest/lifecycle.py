@@ -203,7 +203,7 @@ class _Attended:
         self, machine: Machine, task_status: trio.TaskStatus[RunningGuest] | None
     ) -> _End:
         """Run the guest's kernel once, to its end."""
-        transcript = Transcript(trio.current_time, self._events.address)
+        transcript = self._transcript()
         watch, silence = self._watches(transcript, by_firmware=self._spec.firmware is not None)
         native = NativeOutput()
 
@@ -260,6 +260,12 @@ class _Attended:
             and not transcript.started
             and transcript.initramfs_failure() is None
         )
+
+    def _transcript(self) -> Transcript:
+        """Of one boot. Without an initramfs of ours all that is printed comes from the image."""
+        if (self._spec.firmware, self._spec.waking) != (None, None):
+            return Transcript(trio.current_time)
+        return Transcript(trio.current_time, self._events.address)
 
     def _watches(self, transcript: Transcript, *, by_firmware: bool) -> tuple[PromptWatch, Silence]:
         """What watches for prompts, and for silence, in one boot."""

@@ -80,7 +80,8 @@ class DeviceStates:
         """Give a machine that waits (`-incoming defer`) the state of another one.
 
         Raises:
-            FormatError, MismatchError: it lacks pages of firmware that is not here.
+            FormatError: pages of firmware that it lacks are not as the format says.
+            MismatchError: that firmware is not here.
             GuestError: QEMU refuses it, fails, ends, or does not come to an end.
         """
         if leaves_out(state):

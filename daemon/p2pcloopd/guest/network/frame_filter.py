@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from p2pcloop.errors import GuestError
+from p2pcloopd.guest.system.addresses import WIRE_NETWORK
 
 _SO_ATTACH_FILTER = 26
 _TUNATTACHFILTER = 0x401054D5  # linux/if_tun.h
@@ -130,7 +131,10 @@ def _guests(
         GuestError: it would be too long for a filter.
     """
     doors = _doors(alias, opened)
-    program = _program(int(IPv4Address(nameserver)), [*NEVER, *sorted(set(own))], doors)
+    # Older versions of libslirp take any other address of the wire for the alias, too.
+    wire = (WIRE_NETWORK,) if alias else ()
+    closed = [*NEVER, *wire, *sorted(set(own))]
+    program = _program(int(IPv4Address(nameserver)), closed, doors)
     if len(program) > _MAX_INSTRUCTIONS:
         raise GuestError(
             "this machine has too many addresses of its own to keep a guest away from them",

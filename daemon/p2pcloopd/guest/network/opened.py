@@ -14,7 +14,7 @@ from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.words import tr
 from p2pcloopd.guest.network.frame_filter import NEVER
-from p2pcloopd.guest.system.addresses import HOST_ADDRESS
+from p2pcloopd.guest.system.addresses import HOST_ADDRESS, WIRE_NETWORK
 
 LOOPBACK = "127.0.0.1"
 _FORM = re.compile(r"(?:(?P<address>[\d.]+):)?(?P<port>\d{1,5})", re.ASCII)
@@ -61,7 +61,7 @@ def parse_opened(text: str) -> OpenedPort:
 def _check_address(text: str, address: str) -> None:
     try:
         socket.inet_pton(socket.AF_INET, address)
-        closed = any(IPv4Address(address) in network for network in NEVER)
+        closed = any(IPv4Address(address) in network for network in (*NEVER, WIRE_NETWORK))
     except (OSError, ValueError) as err:
         raise _bad(text, tr("has no IPv4 address before its port")) from err
     if closed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
+
 from p2pcloop.frozen import dataclass
 
 GUEST_INTERFACE = "vec0"
@@ -9,6 +11,8 @@ PREFIX_LENGTH = 24
 GUEST_ADDRESS = "10.0.2.15"
 HOST_ADDRESS = "10.0.2.2"
 NAMESERVER_ADDRESS = "10.0.2.3"
+WIRE_NETWORK = IPv4Network(f"10.0.2.0/{PREFIX_LENGTH}")
+"""The network on the wire, whatever networks the host has."""
 
 DISPLAY_INTERFACE = "vec1"
 PC_INTERFACE, PC_DISPLAY_INTERFACE = "eth0", "eth1"
