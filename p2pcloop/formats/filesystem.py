@@ -236,7 +236,8 @@ def _claimed_by_others(name: str, start: bytes) -> int | None:
             return int(sector * struct.unpack_from("<Q", start, 40)[0])
         case "exfat":
             (sectors,) = struct.unpack_from("<Q", start, 72)
-            return None if start[108] > 12 else int(sectors << start[108])
+            (shift,) = struct.unpack_from("<B", start, 108)
+            return None if shift > 12 else int(sectors << shift)
         case "f2fs":
             (shift,) = struct.unpack_from("<I", start, 1040)
             return None if shift > 16 else int(struct.unpack_from("<Q", start, 1060)[0] << shift)

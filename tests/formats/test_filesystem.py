@@ -1,15 +1,18 @@
 """File systems are told by their superblocks, as the tools of each write them."""
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pcloop.errors import FormatError
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
     ROOT_TYPES,
+    check_whole,
     describe,
     detect_filesystem,
     filesystem_size,
@@ -120,3 +123,28 @@ def test_the_size_of_junk_is_a_number_or_none(magic: tuple[int, bytes], junk: by
     start = junk[:offset].ljust(offset, b"\xff") + word + junk[offset:]
     claimed = filesystem_size(start)
     assert claimed is None or claimed >= 0
+
+
+SIZED = {
+    "ext2": (1080, b"S\xef"),
+    "squashfs": (0, b"hsqs"),
+    "erofs": (1024, b"\xe2\xe1\xf5\xe0"),
+    "xfs": (0, b"XFSB"),
+    "iso9660": (32769, b"CD001"),
+    "btrfs": (65600, b"_BHRfS_M"),
+    "vfat": (54, b"FAT16   "),
+    "ntfs": (3, b"NTFS    "),
+    "exfat": (3, b"EXFAT   "),
+    "f2fs": (1024, b"\x10\x20\xf5\xf2"),
+}
+
+
+@pytest.mark.parametrize("fill", [b"\0", b"\xff"])
+@pytest.mark.parametrize("kind", SIZED)
+def test_a_superblock_that_ends_anywhere_is_no_bug(kind: str, fill: bytes) -> None:
+    offset, magic = SIZED[kind]
+    for rest in range(200):
+        start = fill * offset + magic + fill * rest
+        filesystem_size(start)
+        with suppress(FormatError):
+            check_whole(start, len(start), "image")
