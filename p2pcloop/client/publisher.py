@@ -150,9 +150,11 @@ class Publisher:
             check_label(label)
         key = signing_key(home, key_name)
         name = Name(key.public_key().public_bytes_raw(), label)
+        has_published = home.publishing_path.exists()
         with home.publishing(label, lambda: _tell_waiting(name)):
             newest = newest_of(client, name)
-            if newest is None and not first and _signs_elsewhere(home, key_name, name.key):
+            elsewhere = _signs_elsewhere(home, key_name, name.key, has_published=has_published)
+            if newest is None and not first and elsewhere:
                 raise UsageError(
                     tr(
                         "the key of {name} was not made in this home, and what it signed under that"
@@ -493,14 +495,21 @@ def reference(ref: StoredRef) -> ManifestRef:
     return ManifestRef(ref.signed.id, parse_link(ref.link).manifest_torrent)
 
 
-def _signs_elsewhere(home: Home, key_name: str | None, public: bytes) -> bool:
-    """Whether a key may have signed in another home: it was imported, or its file was copied."""
+def _signs_elsewhere(
+    home: Home, key_name: str | None, public: bytes, *, has_published: bool
+) -> bool:
+    """Whether a key may have signed in another home: it was imported, or its file was copied.
+
+    Args:
+        has_published: a command has published in this home before. Else its names of that key are
+            those that it was told of.
+    """
     key_name = key_name or DEFAULT_KEY
     if was_imported(home.keys, key_name):
         return True
     if was_made_here(home.keys, key_name):
         return False
-    if any(known.name.key == public for known in Records(home).names()):
+    if has_published and any(known.name.key == public for known in Records(home).names()):
         return False  # all of a home was copied, or its key was made before there were marks
     mark_imported(home.keys, key_name)  # it counts for the next names, too
     return True

@@ -158,13 +158,19 @@ class Home:
     def tmp(self) -> Path:
         return self.root / "tmp"
 
+    @property
+    def publishing_path(self) -> Path:
+        """It is there once a command has published in this home."""
+        return self.root / "publishing"
+
     def own(self) -> tuple[Path, ...]:
         """All that has a meaning in a home, whether it is there or not."""
-        files = self.lock_path, self.starting_path, self.control_socket, self.config, self.ports
+        locks = self.lock_path, self.starting_path, self.publishing_path
+        files = self.control_socket, self.config, self.ports
         logs = self.log, self.mount_log
         lists = self.names, self.short_names, self.trusted_keys, self.pins
         readers = self.guests, self.sources, self.indexes, self.kept
-        return *files, *logs, *lists, *readers, *self._directories()
+        return *locks, *files, *logs, *lists, *readers, *self._directories()
 
     def _directories(self) -> tuple[Path, ...]:
         own = self.keys, self.manifests, self.profiles
@@ -291,7 +297,7 @@ class Home:
                 on_wait()
                 fcntl.lockf(fd, fcntl.LOCK_EX, 1, at)
 
-        with _locked(self.root / "publishing", take):
+        with _locked(self.publishing_path, take):
             yield
 
     @contextmanager

@@ -492,7 +492,9 @@ def test_nothing_is_written_into_the_store(p2pcloop: Run, cloop: Path, home: Pat
     assert (ran.code, list((home / "torrents").iterdir())) == (2, [])
 
 
-@pytest.mark.parametrize("name", ["config.toml", "keys/mine.key", "pins.msgpack", "guests/g1"])
+@pytest.mark.parametrize(
+    "name", ["config.toml", "keys/mine.key", "pins.msgpack", "guests/g1", "publishing"]
+)
 def test_nothing_is_written_where_the_home_has_files_of_its_own(
     p2pcloop: Run, cloop: Path, home: Path, name: str
 ) -> None:

@@ -329,6 +329,23 @@ def test_a_key_whose_file_was_copied_signs_no_second_version_1(
     assert whole.json("seed", image, "--name", "another", "--raw")["version"] == 1
 
 
+def test_a_copied_key_is_not_taken_for_one_of_this_home_once_a_name_is_known(
+    nodes: Nodes, publisher: Node, tmp_path: Path
+) -> None:
+    first = published(publisher, tmp_path, 1)
+    words = ("seed", tmp_path / "disk.img", "--raw", "--name")
+    updated, told = nodes.make(), nodes.make()
+    for other in (updated, told):
+        other.home.create()
+        shutil.copy2(publisher.home.keys / "default.key", other.home.keys)
+    updated.run("update", first["link"])
+    assert published(updated, tmp_path, 2)["version"] == 2
+    assert told.json(*words, "new", "--first-version")["version"] == 1
+    for other in (updated, told):
+        refused = other.run(*words, "another", code=UsageError.exit_code)
+        assert "was not made in this home" in refused.err
+
+
 def test_a_key_by_its_first_characters_and_an_image_of_ones_own_by_its_label(
     nodes: Nodes, publisher: Node, seeded: dict[str, Any]
 ) -> None:
