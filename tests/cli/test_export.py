@@ -183,7 +183,7 @@ def test_into_a_pipe(
 def test_to_the_standard_output(home: Path, cloop: Path) -> None:
     program = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
     done = subprocess.run(
-        [*program, "export", cloop, "-"], capture_output=True, timeout=60, check=True
+        [*program, "export", cloop, "-"], capture_output=True, timeout=BOUND, check=True
     )
     assert done.stdout == padded(RAW, 65536)
     assert done.stderr.decode() == "-: a device of 3.5 MB\n"

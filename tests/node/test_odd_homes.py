@@ -15,6 +15,7 @@ from p2pcloop.client.daemon import stop_daemon
 from p2pcloop.store.home import Home
 from tests.support.images import make_image, padded, write_cloop_file
 from tests.support.programs import Nodes
+from tests.support.waiting import BOUND
 
 PROGRAM = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
 RAW = make_image(600_000)
@@ -80,7 +81,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(nodes: Nodes, name: str
         done = subprocess.run(
             [*PROGRAM, *words, "--home", str(node.home.root)],
             capture_output=True,
-            timeout=30,
+            timeout=BOUND,
             check=False,
         )
         assert b"Traceback" not in done.stderr
