@@ -112,6 +112,23 @@ def test_the_filter_lets_pass_what_is_opened_and_nothing_more() -> None:
                     helper.recv(2048)
 
 
+def test_many_ports_may_be_opened() -> None:
+    guest, helper = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with guest, helper:
+        opened = [(address, port) for address in (HOST, OWN) for port in range(1000, 1200)]
+        own = [IPv4Network(f"{OWN}/32")]
+        frame_filter.install(helper, addresses.NAMESERVER_ADDRESS, own, alias=HOST, opened=opened)
+        helper.setblocking(False)
+        for address in (HOST, OWN):
+            for port in (999, 1200):
+                guest.send(ethernet(b"\x52" * 6, 0x0800, tcp(address, port, SYN)))
+                with pytest.raises(BlockingIOError):
+                    helper.recv(2048)
+            frame = ethernet(b"\x52" * 6, 0x0800, tcp(address, 1199, SYN))
+            guest.send(frame)
+            assert helper.recv(2048) == frame
+
+
 @pytest.mark.interop
 @pytest.mark.parametrize("address", [HOST, "127.0.0.1", "0.0.0.0", "255.255.255.255", "10.0.2.77"])
 async def test_an_opened_port_is_reached_and_no_other(tmp_path: Path, address: str) -> None:

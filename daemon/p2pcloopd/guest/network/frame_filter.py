@@ -26,7 +26,7 @@ _MAX_INSTRUCTIONS = 4096
 # Instruction codes: linux/bpf_common.h. Offsets: Ethernet header (14), then IPv4 (RFC 791).
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
 _LOAD_HALF_INDEXED, _LOAD_BYTE_INDEXED, _LOAD_X_HEADER_LENGTH = 0x48, 0x50, 0xB1
-_MASK, _EQUAL, _ANY_BIT, _RETURN = 0x54, 0x15, 0x45, 0x06
+_MASK, _JUMP, _EQUAL, _ANY_BIT, _RETURN = 0x54, 0x05, 0x15, 0x45, 0x06
 _ARP, _IPV4, _ICMP, _TCP, _UDP, _DNS, _DHCP_SERVER = 0x0806, 0x0800, 1, 6, 17, 53, 67
 _TCP_FLAGS, _SYN, _SYN_AND_ACK = 13, 0x02, 0x12  # the first is counted from the TCP header on
 
@@ -215,7 +215,9 @@ def _only_answers(alias: str, ports: Sequence[int]) -> list[_Instruction]:
     for port in ports:
         service += [(_EQUAL, port, 0, 1), _ACCEPT]
     service += [_DROP]
-    return [_LOAD_DESTINATION, (_EQUAL, int(IPv4Address(alias)), 0, len(service)), *service]
+    # Of many ports it is longer than a condition can skip: 255 instructions.
+    skip = (_JUMP, len(service), 0, 0)
+    return [_LOAD_DESTINATION, (_EQUAL, int(IPv4Address(alias)), 1, 0), skip, *service]
 
 
 def _only_service(address: int, protocols: tuple[int, ...], port: int) -> list[_Instruction]:
