@@ -175,11 +175,15 @@ def read_settings(path: Path, machine: Path = MACHINE_CONFIG) -> dict[str, tuple
     return found
 
 
+def _open_at_once(file: str, flags: int) -> int:
+    """Open a file; a FIFO of that name must not block."""
+    return os.open(file, flags | os.O_NONBLOCK)
+
+
 def read_text(file: Path) -> str:
     """The text of one file; "" where there is none. Errors as of `load_config`."""
     try:
-        # O_NONBLOCK: to open a FIFO of that name must not block.
-        with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as opened:
+        with open(file, "rb", opener=_open_at_once) as opened:
             if stat.S_ISFIFO(os.fstat(opened.fileno()).st_mode):
                 raise UsageError(tr("{path} is a pipe, and no file", path=file))
             return opened.read().decode()

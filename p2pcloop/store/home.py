@@ -3,6 +3,8 @@
     lock                      flock'd by the p2pcloopd that runs on this home; holds its process id
     starting                  flock'd by the command that starts p2pcloopd
     publishing                a byte for each label is locked by the command that publishes under it
+    short-names.lock          locked by the command that changes short names
+    trusted-keys.lock         locked by the command that changes trusted keys
     control.sock              the control socket, mode 0600, there while p2pcloopd serves
     config.toml               the user's settings
     ports.msgpack             the ports that were chosen at the first start
@@ -159,13 +161,24 @@ class Home:
         return self.root / "tmp"
 
     @property
+    def short_names_lock(self) -> Path:
+        return self.root / "short-names.lock"
+
+    @property
+    def trusted_keys_lock(self) -> Path:
+        return self.root / "trusted-keys.lock"
+
+    @property
     def publishing_path(self) -> Path:
         """It is there once a command has published in this home."""
         return self.root / "publishing"
 
     def own(self) -> tuple[Path, ...]:
         """All that has a meaning in a home, whether it is there or not."""
-        locks = self.lock_path, self.starting_path, self.publishing_path
+        locks = (
+            *(self.lock_path, self.starting_path, self.publishing_path),
+            *(self.short_names_lock, self.trusted_keys_lock),
+        )
         files = self.control_socket, self.config, self.ports
         logs = self.log, self.mount_log
         lists = self.names, self.short_names, self.trusted_keys, self.pins
@@ -270,14 +283,14 @@ class Home:
     def changing_short_names(self) -> Iterator[None]:
         """Wait until no other command changes the short names, and keep others from it."""
         self.create()
-        with _locked(self.root / "short-names.lock", _wait_alone):
+        with _locked(self.short_names_lock, _wait_alone):
             yield
 
     @contextmanager
     def changing_trusted_keys(self) -> Iterator[None]:
         """Wait until no other command changes the trusted keys, and keep others from it."""
         self.create()
-        with _locked(self.root / "trusted-keys.lock", _wait_alone):
+        with _locked(self.trusted_keys_lock, _wait_alone):
             yield
 
     @contextmanager

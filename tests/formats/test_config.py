@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcloop.errors import UsageError
+from p2pcloop.errors import StorageError, UsageError
 from p2pcloop.formats.config import Config, Discovery, Metrics, load_config
 from p2pcloop.formats.packing import pack_canonical
 from p2pcloopd.node.node import reachable
@@ -136,6 +136,15 @@ def test_a_pipe_is_no_config_and_a_device_may_be(path: Path) -> None:
     path.unlink()
     path.symlink_to("/dev/null")
     assert load_config(path) == Config()
+
+
+def test_a_directory_in_its_place_is_named_and_not_left_open(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(StorageError, match=re.escape(f"cannot read {path}")):
+        load_config(path)
+    assert str(path) not in map(
+        os.readlink, filter(os.path.islink, Path("/proc/self/fd").iterdir())
+    )
 
 
 def test_any_bytes_are_a_config_or_an_error(path: Path) -> None:
