@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.export_iso import IsoExport, check_iso, export_iso, open_device
-from p2pcloop.cli.image_output import Output, choose_output, write_device
+from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_device
 from p2pcloop.cli.options import REF, FilePath, at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_not_served
 from p2pcloop.client.fetch import fetch_all
@@ -136,7 +136,7 @@ def command(
 def _report(out: Output, size: int, *, as_json: bool) -> None:
     """Report the result, to stderr if the image itself went to the standard output."""
     stored = out.path.stat().st_size if out.kind == "file" else None
-    to_stderr = out.is_stdout
+    to_stderr = out.name == STDOUT
     if as_json:
         facts = {"file": str(out.name), "size": size, "stored": stored}
         click.echo(to_json(facts), err=to_stderr)

@@ -37,6 +37,7 @@ from p2pcloop.units import format_size
 from p2pcloop.words import tr
 
 STDOUT = Path("-")
+_STDOUT_PATHS = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 THE_DISK = "the disk to keep it"
 """What a command waits for whose output must survive a crash."""
@@ -70,16 +71,6 @@ class Output:
     path: Path
     kind: Literal["file", "stream", "disk"]
     form: Form
-
-    @property
-    def is_stdout(self) -> bool:
-        """Whether the image goes to the standard output, by any name: no text belongs there."""
-        if self.name == STDOUT:
-            return True
-        try:
-            return self.kind == "stream" and os.path.samestat(os.fstat(1), self.path.stat())
-        except OSError:
-            return False  # a pipe that went away
 
     def check_room(self, size: int) -> None:
         """Compare the size of a disk with that of the image.
@@ -124,6 +115,8 @@ def choose_output(out: Path, version: int | None, codec: str | None, *, force: b
             terminal, a socket or a folder.
         StorageError: there is no folder for it.
     """
+    if str(out) in _STDOUT_PATHS:  # which may be a file that the shell has made
+        out = STDOUT
     kind = _kind(out)
     form = _choose_form(out, version, codec)
     if (kind == "stream" and form == "qcow2") or (kind == "disk" and form != "raw"):

@@ -192,16 +192,24 @@ def test_to_the_standard_output(home: Path, cloop: Path) -> None:
 
 @pytest.mark.parametrize("out", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 @pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("kind", ["pipe", "file"])
 def test_to_the_standard_output_by_other_names(
-    home: Path, cloop: Path, out: str, options: tuple[str, ...]
+    home: Path, cloop: Path, tmp_path: Path, out: str, options: tuple[str, ...], kind: str
 ) -> None:
-    """The image alone goes there."""
+    """The image alone goes there, also into a file that the shell has made."""
     program = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
-    done = subprocess.run(
-        [*program, "export", cloop, out, *options], capture_output=True, timeout=60, check=True
-    )
-    assert done.stdout == padded(RAW, 65536)
-    assert out.encode() in done.stderr
+    words: list[str | Path] = [*program, "export", cloop, out, *options]
+    if kind == "pipe":
+        done = subprocess.run(words, capture_output=True, timeout=BOUND, check=True)
+        written = done.stdout
+    else:
+        with (tmp_path / "out").open("wb") as file:
+            done = subprocess.run(
+                words, stdout=file, stderr=subprocess.PIPE, timeout=BOUND, check=True
+            )
+        written = (tmp_path / "out").read_bytes()
+    assert written == padded(RAW, 65536)
+    assert b"-" in done.stderr
     assert home.is_dir()
 
 
