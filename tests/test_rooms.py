@@ -100,7 +100,7 @@ BELOW_DAEMON = {
     "block": {"block", "control_client", "entry", "fusermount", "programs", "unix_listener"},
     "guest": {
         *("guest", "block"),
-        *("control_client", "control_server", "entry", "frame_sender", "programs"),
+        *("accepting", "control_client", "control_server", "entry", "frame_sender", "programs"),
         "unix_listener",
     },
     "netboot": {
@@ -115,14 +115,17 @@ BELOW_DAEMON = {
     },
     "guest/system": {"guest.system", "entry", "programs"},
     "guest/sandbox": {"guest.sandbox", "guest.system", "entry", "programs"},
-    "guest/network": {"guest.network", "guest.sandbox", "guest.system", "entry", "programs"},
+    "guest/network": {
+        *("guest.network", "guest.sandbox", "guest.system"),
+        *("accepting", "entry", "programs"),
+    },
     "guest/display": {
         *("guest.display", "guest.network", "guest.sandbox", "guest.system"),
-        *("entry", "programs"),
+        *("accepting", "entry", "programs"),
     },
     "guest/channel": {
         *("guest.channel", "guest.console", "guest.ports", "guest.system", "block"),
-        *("control_client", "control_server", "entry"),
+        *("accepting", "control_client", "control_server", "entry"),
     },
     "guest/machine": {
         *(

@@ -17,6 +17,7 @@ import trio
 
 from p2pcloop.errors import GuestError, StorageError, storage_error
 from p2pcloop.words import tr
+from p2pcloopd.accepting import accept
 from p2pcloopd.guest.console.console import CHUNK, Sink, read_ready
 from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.lifecycle import run_attended
@@ -92,7 +93,7 @@ class _Execution:
     async def serve(self, listener: socket.socket) -> None:
         """Serve the device to the one guest that connects."""
         sock = trio.socket.from_stdlib_socket(listener)
-        connection, _ = await sock.accept()
+        connection = await accept(sock)
         await self.use_ports(partial(PortsDevice, connection=connection))
 
     async def use_ports(self, make: MakePorts) -> None:

@@ -31,6 +31,7 @@ from p2pcloop.protocol.agent import (
     new_mark,
 )
 from p2pcloop.words import tr, tr_n
+from p2pcloopd.accepting import accept
 from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
 
 MAX_COMMANDS = 8
@@ -268,7 +269,7 @@ class Channel:
             return
         sock = trio.socket.from_stdlib_socket(self._listener)
         while True:
-            connection, _ = await sock.accept()
+            connection = await accept(sock)
             await self.use_ports(partial(PortsDevice, connection=connection))
 
     async def use_ports(self, make: MakePorts) -> None:

@@ -15,6 +15,8 @@ from functools import partial
 
 import trio
 
+from p2pcloopd.accepting import accept
+
 _CHUNK = 1 << 16
 Address = tuple[str, int] | str
 """Host and port, or the path of a Unix socket."""
@@ -47,7 +49,7 @@ async def relay(listener: socket.socket, address: Address, *, with_fds: bool = F
     async with trio.open_nursery() as nursery:
         while True:
             await room.acquire()
-            client, _ = await served.accept()
+            client = await accept(served)
             nursery.start_soon(serve, client)
 
 

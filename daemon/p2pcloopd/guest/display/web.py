@@ -20,6 +20,7 @@ import trio
 from p2pcloop.errors import FormatError, NeedsPackageError
 from p2pcloop.protocol import websocket
 from p2pcloop.words import tr
+from p2pcloopd.accepting import accept
 from p2pcloopd.entry import plain_errors
 
 PAGES = Path("/usr/share/novnc")
@@ -86,7 +87,7 @@ async def serve_web(listener: socket.socket, token: str, vnc: Address) -> None:
             while True:
                 # Before it accepts: any user may connect, and descriptors are few.
                 await room.acquire()
-                client, _ = await served.accept()
+                client = await accept(served)
                 nursery.start_soon(serve, client)
 
 

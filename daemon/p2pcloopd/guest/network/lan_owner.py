@@ -37,6 +37,7 @@ from p2pcloop.protocol.control import (
 from p2pcloop.store.guests import is_guest_name
 from p2pcloop.text import printable
 from p2pcloop.words import tr
+from p2pcloopd.accepting import accept
 from p2pcloopd.entry import run
 from p2pcloopd.guest.network import frame_filter, own_addresses
 from p2pcloopd.guest.network.choice import LAN_PROGRAMS
@@ -273,7 +274,7 @@ class _Lan:
 
     async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         while True:
-            connection, _ = await listener.accept()
+            connection = await accept(listener)
             nursery.start_soon(self._attend, connection)
 
     async def _attend(self, connection: trio.socket.SocketType) -> None:

@@ -6,7 +6,6 @@ to the guest inside the LAN's namespace, so the guest sees them come from the LA
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from functools import partial
 import trio
 
 from p2pcloop.errors import GuestError
+from p2pcloopd.accepting import accept
 
 _MAX_CONNECTIONS = 128
 """Of all guests of a LAN. Each has two descriptors."""
@@ -24,10 +24,6 @@ _MAX_CONNECTIONS = 128
 _CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)
 """struct linger: a close tells the other end that the connection has failed."""
-
-_PASSING = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_PAUSE = 1.0
-"""Seconds until connections are taken again where the system has no room for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +58,10 @@ class LanPorts:
                 while True:
                     await self._room.acquire()
                     try:
-                        client, _ = await served.accept()
-                    except BaseException as err:
+                        client = await accept(served)
+                    except BaseException:
                         self._room.release()
-                        if not isinstance(err, OSError) or err.errno not in _PASSING:
-                            raise
-                        await trio.sleep(_PAUSE)
-                        continue
+                        raise
                     nursery.start_soon(self._serve, client, target)
 
     async def _serve(self, client: trio.socket.SocketType, target: tuple[str, int]) -> None:
