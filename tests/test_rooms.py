@@ -90,7 +90,7 @@ BELOW = {
 """What each room of the library may import of p2pcloop."""
 
 BELOW_DAEMON = {
-    "http": {"http"},
+    "http": {"accepting", "http"},
     "names": {"names", "engine"},
     "engine": {"engine", "entry", "tasks"},
     "node": {

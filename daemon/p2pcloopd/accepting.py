@@ -9,7 +9,8 @@ import trio
 PAUSE = 1.0
 """Seconds until connections are taken again where the system has no room for one."""
 
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of accept(2) that pass."""
 
 
 async def accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
@@ -23,7 +24,7 @@ async def accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
         try:
             connection, _ = await listener.accept()
         except OSError as err:
-            if err.errno in _NO_ROOM:
+            if err.errno in NO_ROOM:
                 await trio.sleep(PAUSE)
             elif err.errno != errno.ECONNABORTED:
                 raise

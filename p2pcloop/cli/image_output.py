@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 from p2pcloop.cli.new_file import new_file
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.progress import progress_bar, waiting_for
-from p2pcloop.client.terminal import check_output_open, notify
+from p2pcloop.client.terminal import STDOUT_NAMES, check_output_open, notify
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_writer import (
@@ -37,7 +37,6 @@ from p2pcloop.units import format_size
 from p2pcloop.words import tr
 
 STDOUT = Path("-")
-_STDOUT_PATHS = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 THE_DISK = "the disk to keep it"
 """What a command waits for whose output must survive a crash."""
@@ -115,7 +114,7 @@ def choose_output(out: Path, version: int | None, codec: str | None, *, force: b
             terminal, a socket or a folder.
         StorageError: there is no folder for it.
     """
-    if str(out) in _STDOUT_PATHS:  # which may be a file that the shell has made
+    if str(out) in STDOUT_NAMES:  # which may be a file that the shell has made
         out = STDOUT
     kind = _kind(out)
     form = _choose_form(out, version, codec)

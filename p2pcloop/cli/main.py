@@ -15,7 +15,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from p2pcloop.cli.commands import ALIASES, COMMANDS, SECTIONS
-from p2pcloop.client.terminal import OUTPUT, open_standard_streams, report_error, report_usage
+from p2pcloop.client.terminal import (
+    OUTPUT,
+    STDOUT_NAMES,
+    open_standard_streams,
+    report_error,
+    report_usage,
+)
 from p2pcloop.errors import P2pcloopError, storage_error
 from p2pcloop.loading import loading
 from p2pcloop.text import printable
@@ -81,9 +87,6 @@ class _LazyGroup(click.Group):
                 formatter.write_dl([(name.ljust(_NAME_WIDTH), text) for name, text in lines])
 
 
-_STDOUT = {"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}
-"""Names of the standard output."""
-
 _NAME_WIDTH = max(map(len, COMMANDS))
 """Of each section's first column, so that the second begins in the same place in all."""
 
@@ -122,7 +125,7 @@ def _ours(words: list[str]) -> list[str]:
 
 def _writes_image(ours: list[str]) -> bool:
     """Whether an image goes to the standard output, which then takes no error."""
-    return ours[:1] == ["export"] and not _STDOUT.isdisjoint(ours)
+    return ours[:1] == ["export"] and not STDOUT_NAMES.isdisjoint(ours)
 
 
 def _use_language() -> None:

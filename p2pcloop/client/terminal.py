@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _ERASE = "\r\033[K"
 """To the beginning of the line, and nothing in it (ECMA-48: CR, EL)."""
 
+STDOUT_NAMES = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+"""What a user calls the standard output where a file is asked for."""
+
 OUTPUT = tr("the standard output")
 """What errors of the standard output name as their file."""
 

@@ -23,6 +23,7 @@ import trio
 from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.frozen import dataclass
+from p2pcloopd.accepting import NO_ROOM
 from p2pcloopd.http.semantics import (
     Headers,
     fields,
@@ -60,7 +61,6 @@ FOR_EVER = "public, max-age=31536000, immutable"
 _KNOWN_METHODS = {method.value for method in HTTPMethod}
 _BODIES = {"content-length", "transfer-encoding"}
 
-_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _NO_ROOM_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ async def _accept_all(
         except (BlockingIOError, ConnectionError):
             continue  # that was all, or one went away before it was taken
         except OSError as err:
-            if err.errno not in _NO_ROOM:
+            if err.errno not in NO_ROOM:
                 raise
             _log.warning("a connection cannot be taken: %s", err)
             await trio.sleep(_NO_ROOM_SECONDS)
