@@ -103,6 +103,9 @@ class serve:  # noqa: N801  reads as a verb
         listener.close()
         return GuestSpec(path, memory=128 << 20, append="quiet", console=Path(os.devnull))
 
+    def signal(self, number: signal.Signals) -> None:
+        self._server.send_signal(number)
+
     def kill(self) -> None:
         self._server.kill()
         self._server.wait()
@@ -278,6 +281,31 @@ async def test_guest_whose_disk_is_gone_can_be_cancelled(image: Path) -> None:
                 server.kill()
                 scope.cancel()
     assert not any(map(is_running, pids))
+
+
+async def test_a_kernel_that_waits_for_its_disk_at_its_end_is_ended(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 7.2 does, which resets the disk under a write and then waits for it."""
+    if (newer := kernel.unpacked_kernel()).exists():
+        monkeypatch.setenv("P2PCLOOP_KERNEL", str(newer.resolve()))
+    server = serve(image)
+    with server as spec:
+        async with booted(spec) as guest:
+            # Any program may print what the kernel prints at its end.
+            await guest.sh("echo; echo reboot: Power down; sleep 2")
+            await guest.sh("echo x > /root/kept; sync")
+            server.signal(signal.SIGSTOP)
+            start = len(guest.printed)
+            words = b"echo x > /root/lost; (sync &); sleep 1; poweroff -n -f\n"
+            try:
+                await guest.handle.send_console(words)
+                await guest.wait_for(rb"reboot: (Power down|System halted)\r*\n", start)
+            finally:
+                server.signal(signal.SIGCONT)
+        assert guest.result is not None
+        assert (guest.result.exit_code, guest.result.reason) == (0, "poweroff")
+    assert "kept" in file_system_tool("debugfs", "-R", "ls -l /root", image)
 
 
 async def test_guest_dies_with_its_parent(spec: GuestSpec) -> None:

@@ -50,7 +50,6 @@ def test_a_stock_image_is_changed_and_passed_on(
             assert guest.wait(SLOW) == 0, guest.said
     made = changer.json("publish", overlay, "--name", f"my-{name}")
     assert made["layers"] == 2
-    # The newer kernel, powered off so under a root that is mounted, waits for ever for its disk.
     words = ("--append", f"quiet init=/bin/sh -- -c '{READ}'", "--kernel", "system")
     with Guest(reader, made["link"], *words) as guest:
         assert guest.wait(SLOW) == 0, guest.said

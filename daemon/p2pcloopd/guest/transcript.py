@@ -87,6 +87,10 @@ class Transcript:
             return said[last] if last >= 0 else "crash"
         return "panic" if _PANIC in self.tail else "crash"
 
+    def says_down(self) -> bool:
+        """Whether the kernel, or a program in its name, has said that the guest is down."""
+        return any(message in self.tail for message in _ENDINGS)
+
     def panicked(self) -> bool:
         """Whether the kernel's last message was a panic."""
         orderly = max(self.tail.rfind(message) for message in _ENDINGS)

@@ -69,6 +69,22 @@ async def send_command(root: Path, socket_path: Path, reply_path: Path, command:
             reply_path.unlink(missing_ok=True)  # noqa: ASYNC240  one name in a directory
 
 
+def is_there(root: Path, socket_path: Path) -> bool:
+    """Whether UML's socket is there. UML makes it when it starts; to remove it is the first thing
+    that it does at its end.
+
+    Args:
+        root, socket_path: as for `send_command`.
+    """
+    try:
+        with _opened(root, socket_path):
+            return True
+    except FileNotFoundError:
+        return False
+    except OSError:  # native code has put something else there
+        return True
+
+
 @contextmanager
 def _opened(root: Path, path: Path) -> Iterator[str]:
     """Yield a name for the socket at `path` below `root`, reached without a symbolic link.

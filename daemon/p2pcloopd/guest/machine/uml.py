@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +30,18 @@ if TYPE_CHECKING:
 _STDIN = 0
 _UNSEEN_CONSOLES = range(2, BELL_CONSOLE)
 
+_EXIT_SECONDS = 0.8
+"""A kernel that is down has ended by then, or waits for ever. Before what it prints meanwhile is
+shown (quiet_end.HELD_SECONDS)."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class UmlBoot:
     """A kernel that runs; see `Boot`.
+
+    Kernel 7.2 resets its disks before it ends, and removes them at its end. The removal waits for
+    requests that were on their way, which are not answered any more: such a kernel is ended here.
+    Nothing is lost, since the guest was told of none of them that it was done.
 
     Attributes:
         directory: of the host, which the kernel sees under the same name.
@@ -44,11 +52,29 @@ class UmlBoot:
     console: Pty
     directory: Path
     unseen: UnseenConsoles | None = None
+    _says_down: trio.Event = field(default_factory=trio.Event, init=False)
+    _is_down: bool = field(default=False, init=False)
 
     async def attend(self) -> None:
-        """Drop what is printed where it is not shown."""
-        if self.unseen is not None:
-            await self.unseen.drop_output()
+        """Drop what is printed where it is not shown, and end a kernel that is down."""
+        async with trio.open_nursery() as nursery:
+            if self.unseen is not None:
+                nursery.start_soon(self.unseen.drop_output)
+            nursery.start_soon(self._end_what_is_down)
+
+    async def _end_what_is_down(self) -> None:
+        while not self._is_down:
+            await self._says_down.wait()
+            await trio.sleep(_EXIT_SECONDS)
+            # Any program may say so. What it cannot do is to remove the management console.
+            self._is_down = not mconsole.is_there(self._root, MANAGEMENT_SOCKET)
+            self._says_down = trio.Event()
+        self.process.kill()
+
+    @property
+    def _root(self) -> Path:
+        """UML's root directory, as this process sees it."""
+        return Path(f"/proc/{self.process.init_pid}/root")
 
     async def settle(self) -> None:
         """Do nothing: the kernel says all on its console."""
@@ -59,7 +85,9 @@ class UmlBoot:
             self.unseen.ring()
 
     def heard(self, transcript: Transcript) -> None:
-        """Do nothing: the kernel is a program, and ends by itself."""
+        """Look whether the kernel is down; see `Boot`."""
+        if not self._says_down.is_set() and transcript.says_down():
+            self._says_down.set()
 
     def captured(self) -> AbstractAsyncContextManager[Capture]:
         """Refuse; see `Boot`."""
@@ -71,12 +99,12 @@ class UmlBoot:
 
     async def press_ctrl_alt_del(self) -> None:
         """Press the keys through the management console."""
-        root = Path(f"/proc/{self.process.init_pid}/root")
-        await mconsole.send_command(root, MANAGEMENT_SOCKET, self.directory / "reply", "cad")
+        reply = self.directory / "reply"
+        await mconsole.send_command(self._root, MANAGEMENT_SOCKET, reply, "cad")
 
     def ending(self, transcript: Transcript, exit_code: int) -> tuple[int, Reason]:
         """Tell by the kernel's last message; see `Boot`."""
-        reason = transcript.ending(exit_code)
+        reason = transcript.ending(0 if self._is_down else exit_code)
         if reason in ("poweroff", "reboot"):
             return 0, reason
         # A kernel that ends with 0 but never said that it goes down did not end well.
