@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import struct
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, UsageError
+from p2pcloop.protocol.rfb import is_past_handshake
 from p2pcloop.store import temporary_folder
 from p2pcloopd.commands.displaying import title_of
 from p2pcloopd.guest.display import access, host_display, relay, servers, wire
@@ -403,6 +408,128 @@ async def test_a_taken_over_server_has_few_connections(tmp_path: Path) -> None:
                     clients[0].close()
                     stack.enter_context((await served.accept())[0])
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def vnc_server(path: str) -> AsyncIterator[None]:
+    """A server that greets each viewer, asks the next 13 bytes for a password, lets it in whatever
+    it answers, and then sends back what it sends."""
+
+    async def serve(viewer: trio.SocketStream) -> None:
+        async with viewer:
+            await viewer.send_all(b"RFB 003.008\n")
+            if len(await viewer.receive_some(13)) == 13:
+                await viewer.send_all(b"\1\2" + bytes(16))
+                while data := await viewer.receive_some(1 << 10):
+                    await viewer.send_all(bytes(4) + data)
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+        sock.listen(100)
+        sock.setblocking(False)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            yield
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def viewers(path: str) -> AsyncIterator[Callable[[], Awaitable[trio.SocketStream]]]:
+    """Connects viewers to a server, over a relay."""
+    serve = partial(relay.relay, is_past_handshake=is_past_handshake)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with vnc_server(path), AsyncExitStack() as stack, trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener, path)
+
+            async def viewer() -> trio.SocketStream:
+                stream = await trio.open_tcp_stream(*listener.getsockname())
+                return await stack.enter_async_context(stream)
+
+            yield viewer
+            nursery.cancel_scope.cancel()
+
+
+async def test_viewers_that_are_silent_keep_no_other_out(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with viewers(str(tmp_path / "server")) as viewer:
+        silent = [await viewer() for _ in range(relay._MAX_CLIENTS)]
+        for number, each in enumerate(silent):
+            assert await each.receive_some(100) == b"RFB 003.008\n"
+            if number % 2:  # its user does not come to the password
+                await each.send_all(b"RFB 003.008\n\2")
+                assert len(await each.receive_some(100)) == 18
+        begun = trio.current_time()
+        with trio.fail_after(2 * relay.HANDSHAKE_SECONDS):
+            assert await (await viewer()).receive_some(100) == b"RFB 003.008\n"
+            assert [await each.receive_some(100) for each in silent] == [b""] * len(silent)
+        assert trio.current_time() - begun <= relay.HANDSHAKE_SECONDS
+
+
+async def test_a_viewer_past_its_handshake_may_be_silent(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with viewers(str(tmp_path / "server")) as viewer:
+        watching = await viewer()
+        assert await watching.receive_some(100) == b"RFB 003.008\n"
+        await watching.send_all(b"RFB 003.008\n\2")
+        assert len(await watching.receive_some(100)) == 18
+        for _ in range(2):
+            await watching.send_all(bytes(16))
+            assert await watching.receive_some(100) == bytes(20)
+            await trio.sleep(10 * relay.HANDSHAKE_SECONDS)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("in_tls", [False, True])
+async def test_xvnc_is_seen_to_have_judged_a_viewer(
+    in_tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def noted(viewer: bytes, server: bytes) -> bool:
+        seen.append(is_past_handshake(viewer, server))
+        return seen[-1]
+
+    monkeypatch.setattr(wire, "is_past_handshake", noted)
+    with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(BOUND):
+        display = Display(800, 600, listener)
+        async with wire.display_wire(display, pytest.fail):
+            viewer = await trio.to_thread.run_sync(asked, listener.getsockname(), in_tls)
+            with viewer:
+                challenge = await trio.to_thread.run_sync(viewer.recv, 16)
+                assert len(challenge) == 16
+                assert not any(seen)
+                viewer.sendall(access.vnc_des(display.password.encode(), challenge))
+                assert await trio.to_thread.run_sync(viewer.recv, 4) == bytes(4)
+                assert seen[-1]
+
+
+def asked(address: tuple[str, int], in_tls: bool) -> socket.socket:
+    """A viewer that the server asks for a password next."""
+    tls_vnc = (258).to_bytes(4)
+    viewer = socket.create_connection(address, BOUND)
+    assert viewer.recv(12) == b"RFB 003.008\n"
+    viewer.sendall(b"RFB 003.008\n")
+    assert viewer.recv(1) == b"\2"
+    assert set(viewer.recv(2)) == {2, 19}
+    if not in_tls:
+        viewer.sendall(b"\2")
+        return viewer
+    viewer.sendall(b"\x13")
+    assert viewer.recv(2) == b"\0\2"
+    viewer.sendall(b"\0\2")
+    assert viewer.recv(1) == b"\0"
+    subtypes = viewer.recv(4 * viewer.recv(1)[0])
+    assert tls_vnc in [subtypes[at : at + 4] for at in range(0, len(subtypes), 4)]
+    viewer.sendall(tls_vnc)
+    assert viewer.recv(1) == b"\1"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("aNULL:@SECLEVEL=0")  # TLSVnc has no certificates, as TLS 1.3 must
+    return context.wrap_socket(viewer)
 
 
 def test_a_clipboard_stays_on_its_side() -> None:

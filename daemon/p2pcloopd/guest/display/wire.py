@@ -23,6 +23,7 @@ from pathlib import Path
 import trio
 
 from p2pcloop.errors import GuestError
+from p2pcloop.protocol.rfb import is_past_handshake
 from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloop.text import printable
 from p2pcloop.words import tr
@@ -155,7 +156,8 @@ async def _viewers(display: Display) -> AsyncIterator[socket.socket | None]:
         inner.bind(path)
         inner.listen()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(relay, display.listener, path)
+            viewers = partial(relay, is_past_handshake=is_past_handshake)
+            nursery.start_soon(viewers, display.listener, path)
             yield inner
             nursery.cancel_scope.cancel()
 
