@@ -79,11 +79,14 @@ def read_partitions(read: Read, size: int) -> tuple[Partition, ...]:
         FormatError: there is no table, it is damaged, or the disk is cut off.
     """
     # The first table may be gone: then the entry of the MBR that protects it tells of the copy.
-    protected = any(kind == _PROTECTIVE for kind, _, _ in _mbr_entries(read(0, 512)))
-    for places in (_SECTORS, [size - sector for sector in _SECTORS] if protected else []):
-        for sector, place in zip(_SECTORS, places, strict=False):
-            if place > 0 and read(place, 8) == b"EFI PART":
-                return tuple(_read_gpt(read, size, sector))
+    last = _last_protected(read)
+    protected = last is not None
+    for sector in _SECTORS:
+        if read(sector, 8) == b"EFI PART":
+            return tuple(_read_gpt(read, size, sector, last))
+    for sector in _SECTORS if protected else ():
+        if any(read(at, 8) == b"EFI PART" for at in _copies(size, sector, last)):
+            return tuple(_read_gpt(read, size, sector, last))
     found = tuple(_read_mbr(read))
     if protected and len(found) == 1:
         raise FormatError(_DAMAGED, hint=_AGAIN)
@@ -110,12 +113,27 @@ def boots_by_uefi_alone(start: bytes) -> bool:
     return any(_mbr_use(kind) == "EFI" for kind, _, _ in _mbr_entries(start[:512]))
 
 
-def _read_gpt(read: Read, size: int, sector: int) -> Iterator[Partition]:
+def _last_protected(read: Read) -> int | None:
+    """The last sector of the disk, as the entry of the MBR says that protects a GPT; None if there
+    is no such entry."""
+    entries = [entry for entry in _mbr_entries(read(0, 512)) if entry[0] == _PROTECTIVE]
+    return max((first + count - 1 for _, first, count in entries), default=None)
+
+
+def _copies(size: int, sector: int, *lasts: int | None) -> list[int]:
+    """Where the copy of a GPT may lie: at the end of the disk, or, if the disk was enlarged since,
+    where it ended before: in one of these sectors."""
+    found = [size - sector, *(last * sector for last in lasts if last)]
+    return [at for at in found if sector < at <= size - sector]
+
+
+def _read_gpt(read: Read, size: int, sector: int, protected: int | None) -> Iterator[Partition]:
     header, last = _gpt_header(read, sector, sector)
     if (end := (last + 1) * sector) > size:
         raise FormatError(_cut_off(end, size), hint=_AGAIN)
-    if header is None:  # then the copy at the end of the disk is used
-        header, _ = _gpt_header(read, size - sector, sector)
+    if header is None:
+        copies = (_gpt_header(read, at, sector) for at in _copies(size, sector, last, protected))
+        header = next((entries for entries, _ in copies if entries is not None), None)
     if header is None:
         raise FormatError(_DAMAGED, hint=_AGAIN)
     for number in range(len(header) // 128):

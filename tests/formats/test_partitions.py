@@ -56,6 +56,22 @@ def test_the_copy_of_a_gpt_is_used_where_the_first_is_gone(sector: int) -> None:
     assert len(parse(disk)) == 2
 
 
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_the_copy_of_a_gpt_is_used_on_a_disk_that_was_enlarged(sector: int) -> None:
+    disk = bytearray(make_gpt({1: (ROOT, b"r" * MIB), 2: (BOOT, b"b" * MIB)}, sector))
+    whole = parse(disk)
+    disk += bytes(5 * MIB)
+    assert parse(disk) == whole
+    gone, damaged, unprotected = bytearray(disk), bytearray(disk), bytearray(disk)
+    gone[sector : 34 * sector] = bytes(33 * sector)
+    assert parse(gone) == whole
+    damaged[sector + 20] ^= 1  # the header
+    assert parse(damaged) == whole
+    unprotected[510:512] = bytes(2)
+    unprotected[2 * sector] ^= 1  # the entries: the header tells of the copy
+    assert parse(unprotected) == whole
+
+
 def test_a_disk_that_is_cut_off_is_told_with_both_numbers() -> None:
     disk = make_gpt({1: (ROOT, b"r" * MIB)})
     short = len(disk) - 512
