@@ -87,6 +87,29 @@ async def test_a_state_lacks_the_firmware_that_its_reader_has(tmp_path: Path) ->
         assert {*qemu.names()} <= {"qmp_capabilities"}  # it is greeted at the same time
 
 
+async def test_other_tasks_go_on_while_firmware_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    went_on = trio.Event()
+
+    def searching(state: bytes, firmware: bytes) -> bytes:
+        trio.from_thread.run_sync(went_on.set)
+        return state + firmware
+
+    monkeypatch.setattr(device_state, "without_firmware", searching)
+    monkeypatch.setattr(device_state, "with_firmware", searching)
+    monkeypatch.setattr(device_state, "leaves_out", lambda _state: True)
+    async with states() as (devices, qemu), trio.open_nursery() as nursery:
+        qemu.answers["migrate"] = sending(qemu, STATE)
+        nursery.start_soon(ending, qemu, "migrate", "completed")
+        assert await devices.take() == STATE
+        assert went_on.is_set()
+        went_on = trio.Event()
+        nursery.start_soon(ending, qemu, "migrate-incoming", "completed")
+        await devices.give(STATE)
+        assert went_on.is_set()
+
+
 async def test_a_state_that_qemu_does_not_save_is_none() -> None:
     async with states() as (devices, qemu):
         qemu.answers["migrate"] = sending(qemu, STATE[:7])

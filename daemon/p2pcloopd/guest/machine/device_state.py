@@ -74,7 +74,8 @@ class DeviceStates:
             except BaseException:
                 await self._give_up()
                 raise
-        return without_firmware(state, await self._content())
+        # It searches all of a screen's memory for each page: seconds, where none is found.
+        return await trio.to_thread.run_sync(without_firmware, state, await self._content())
 
     async def give(self, state: bytes) -> None:
         """Give a machine that waits (`-incoming defer`) the state of another one.
@@ -85,7 +86,7 @@ class DeviceStates:
             GuestError: QEMU refuses it, fails, ends, or does not come to an end.
         """
         if leaves_out(state):
-            state = with_firmware(state, await self._content())
+            state = await trio.to_thread.run_sync(with_firmware, state, await self._content())
         await self._prepare()
         file = _file_of(state)
         try:
