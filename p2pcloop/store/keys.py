@@ -1,8 +1,9 @@
 """The user's signing keys: `keys/<name>.key`, mode 0600, one Ed25519 key (RFC 8032) each.
 
 Beside an imported key there is an empty `<name>.imported`: the key may have signed elsewhere.
-Beside a key that was made here there is an empty `<name>.<start of the public key>-<inode>.made`.
-It fits no copy of the file, which would be an imported key without a mark.
+Beside a key that was made here there is an empty `<name>.<start of the public key>-<inode of the
+key's file>-<inode of the home>.made`. It fits neither a copy of the file nor one that was moved
+into another home, which would be imported keys without a mark.
 
 For the format see p2pcloop/formats/key_file.py. The file holds the public key, too, so that a
 damaged seed is noticed: it would be another key, and no new version of the images published with
@@ -157,16 +158,19 @@ def mark_imported(keys_dir: Path, name: str) -> None:
 
 
 def was_made_here(keys_dir: Path, name: str) -> bool:
-    """Whether the file of the key of that name is the one that was made here, and no copy.
+    """Whether the file of the key of that name is the one that was made in this home, and no copy.
 
-    Files of keys that were made before November 2026 do not tell. Errors as of `read_key`.
+    A home that is moved as a whole keeps its inode, unless it comes to another file system: then
+    its keys are copies. Files of keys that were made before November 2026 do not tell. Errors as of
+    `read_key`.
     """
     path = key_path(keys_dir, name)
     return _made_mark(path, read_key(keys_dir, name), path.stat().st_ino).exists()
 
 
 def _made_mark(path: Path, key: KeyText, inode: int) -> Path:
-    return path.with_suffix(f".{key.public.hex()[:16]}-{inode}{_MADE}")
+    home = path.parent.parent.stat().st_ino
+    return path.with_suffix(f".{key.public.hex()[:16]}-{inode}-{home}{_MADE}")
 
 
 def key_path(keys_dir: Path, name: str) -> Path:

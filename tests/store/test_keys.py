@@ -150,6 +150,18 @@ def test_a_copy_of_a_key_was_not_made_there(keys: Path, tmp_path: Path) -> None:
     assert not was_made_here(keys, "given")
 
 
+def test_a_key_that_was_moved_into_another_home_was_not_made_there(keys: Path) -> None:
+    store_key(keys, "old.one", TEXT)
+    moved = keys.parent.rename(keys.parent.with_name("moved"))
+    assert was_made_here(moved / "keys", "old.one"), "all of the home"
+    other = keys.parent.with_name("other")
+    other.mkdir()
+    (moved / "keys").rename(other / "keys")
+    assert not was_made_here(other / "keys", "old.one")
+    (other / "keys").rename(moved / "keys")
+    assert was_made_here(moved / "keys", "old.one"), "back again"
+
+
 def test_a_full_disk_leaves_no_half_key(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
