@@ -214,6 +214,9 @@ def test_a_port_is_opened_by_an_address_of_this_machine_with_a_network(
         said = node.run("run", image, *words, "--", "true", code=2).err
         assert says in said
         assert hint in said
+    many = [word for port in range(1, 2201) for word in ("--open", str(port))]
+    said = node.run("run", image, "--net", "user", *many, "--", "true", code=10).err
+    assert "has no room for 2200 opened ports" in said
     assert not node.root.exists()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from p2pcloop.errors import UsageError
+from p2pcloop.errors import GuestError, UsageError
 from p2pcloopd.guest.network import frame_filter
-from p2pcloopd.guest.network.opened import OpenedPort, parse_opened
+from p2pcloopd.guest.network.opened import OpenedPort, check_opened, parse_opened
 from p2pcloopd.guest.system import addresses
 from tests.guest.test_network import (
     check_closed,
@@ -127,6 +130,36 @@ def test_many_ports_may_be_opened() -> None:
             frame = ethernet(b"\x52" * 6, 0x0800, tcp(address, 1199, SYN))
             guest.send(frame)
             assert helper.recv(2048) == frame
+
+
+def test_more_ports_than_a_filter_holds_are_refused_as_such() -> None:
+    check_opened([OpenedPort("127.0.0.1", port) for port in range(1, 101)])
+    check_opened([OpenedPort("127.0.0.1", 80)] * 3000)
+    for address in ("127.0.0.1", OWN):
+        many = [OpenedPort(address, port) for port in range(1, 2201)]
+        with pytest.raises(GuestError, match="no room for 2200 opened ports") as caught:
+            check_opened(many)
+        assert "--open" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("opened", "why"), [(OPENED, "no room for 2 opened ports"), ([], "too many addresses")]
+)
+def test_a_filter_for_which_the_kernel_has_no_room_is_no_bug(opened: Any, why: str) -> None:
+    """The sysctl net.core.optmem_max, with 20 KB in many kernels."""
+
+    class Full:
+        def setsockopt(self, *_: object) -> None:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    full: Any = Full()
+    with pytest.raises(GuestError, match=why):
+        frame_filter.install(full, addresses.NAMESERVER_ADDRESS, opened=opened)
+
+
+def test_another_filter_has_room_beside_one_for_ports_of_many_addresses() -> None:
+    """The kernel had no room for 120 ports at another address than the loopback's."""
+    check_opened([OpenedPort(OWN, port) for port in range(1, 121)])
 
 
 @pytest.mark.interop

@@ -23,6 +23,7 @@ from p2pcloop.words import tr
 from p2pcloopd.commands.guest_options import GuestOptions, ResumeOptions
 from p2pcloopd.forked import fork_daemon
 from p2pcloopd.guest.network.forwarding import bound_ports
+from p2pcloopd.guest.network.opened import check_opened
 
 if TYPE_CHECKING:
     from p2pcloop.making.image_file import ImageFile
@@ -95,11 +96,14 @@ def check_ports(options: GuestOptions | ResumeOptions) -> None:
 
     Raises:
         UsageError: as its message says.
+        GuestError: there are too many.
     """
     if options.opened and options.net.kind != "user":
         raise UsageError(
             "--open needs a guest with the network `user`", hint="give `--net user` with it"
         )
+    if options.opened:
+        check_opened(options.opened)
     if options.ports and options.net.kind not in ("user", "lan"):
         raise UsageError(
             "--port needs a guest with the network `user` or `lan`",

@@ -10,6 +10,7 @@ in throughput. IPv6, and with it IPv4 in IPv6's clothes, passes in no form.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import socket
 import struct
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from p2pcloop.errors import GuestError
+from p2pcloop.words import tr
 from p2pcloopd.guest.system.addresses import WIRE_NETWORK
 
 _SO_ATTACH_FILTER = 26
@@ -25,6 +27,7 @@ _MAX_INSTRUCTIONS = 4096
 
 # Instruction codes: linux/bpf_common.h. Offsets: Ethernet header (14), then IPv4 (RFC 791).
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
+_KEEP, _RECALL = 0x02, 0x60
 _LOAD_HALF_INDEXED, _LOAD_BYTE_INDEXED, _LOAD_X_HEADER_LENGTH = 0x48, 0x50, 0xB1
 _MASK, _JUMP, _EQUAL, _ANY_BIT, _RETURN = 0x54, 0x05, 0x15, 0x45, 0x06
 _ARP, _IPV4, _ICMP, _TCP, _UDP, _DNS, _DHCP_SERVER = 0x0806, 0x0800, 1, 6, 17, 53, 67
@@ -88,9 +91,9 @@ def install(
         opened: TCP ports that are open to the guest, whatever else is closed.
 
     Raises:
-        GuestError: `own` are more than a filter can hold, about a thousand.
+        GuestError: `own` or `opened` are more than a filter can hold: some hundred of each.
     """
-    _attach(helper_end, _guests(nameserver, own, alias, opened))
+    _attach(helper_end, _guests(nameserver, own, alias, opened), len(opened))
 
 
 def install_on_tap(tap: int, nameserver: str, own: Iterable[IPv4Network] = ()) -> None:
@@ -108,39 +111,55 @@ def install_single(helper_end: socket.socket, address: str, port: int) -> None:
     _attach(helper_end, [*_ONLY_IPV4, *service, _DROP])
 
 
-def _attach(end: socket.socket | int, program: list[_Instruction]) -> None:
-    """Put a program on a socket, or on the descriptor of a tap."""
+def _attach(end: socket.socket | int, program: list[_Instruction], opened: int = 0) -> None:
+    """Put a program on a socket, or on the descriptor of a tap.
+
+    Args:
+        opened: how many ports it leaves open.
+
+    Raises:
+        GuestError: it is longer than the kernel allows.
+    """
+    if len(program) > _MAX_INSTRUCTIONS:
+        raise _too_long(opened)
     code = b"".join(
         struct.pack("=HBBI", operation, true, false, operand)
         for operation, operand, true, false in program
     )
     buffer = ctypes.create_string_buffer(code, len(code))
     program_header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
-    if isinstance(end, int):
-        fcntl.ioctl(end, _TUNATTACHFILTER, program_header)
-    else:
-        end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program_header)
+    try:
+        if isinstance(end, int):
+            fcntl.ioctl(end, _TUNATTACHFILTER, program_header)
+        else:
+            end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program_header)
+    except OSError as err:
+        if err.errno == errno.ENOMEM:  # more than the sysctl net.core.optmem_max
+            raise _too_long(opened) from err
+        raise
+
+
+def _too_long(opened: int) -> GuestError:
+    if opened:
+        return GuestError(
+            tr("the kernel's filter of frames has no room for {count} opened ports", count=opened),
+            hint="give `--open` less often",
+        )
+    return GuestError(
+        "this machine has too many addresses of its own to keep a guest away from them",
+        hint="boot with `--net none`",
+    )
 
 
 def _guests(
     nameserver: str, own: Iterable[IPv4Network], alias: str = "", opened: Sequence[Place] = ()
 ) -> list[_Instruction]:
-    """The program for the frames of guests.
-
-    Raises:
-        GuestError: it would be too long for a filter.
-    """
+    """The program for the frames of guests."""
     doors = _doors(alias, opened)
     # Older versions of libslirp take any other address of the wire for the alias, too.
     wire = (WIRE_NETWORK,) if alias else ()
     closed = [*NEVER, *wire, *sorted(set(own))]
-    program = _program(int(IPv4Address(nameserver)), closed, doors)
-    if len(program) > _MAX_INSTRUCTIONS:
-        raise GuestError(
-            "this machine has too many addresses of its own to keep a guest away from them",
-            hint="boot with `--net none`",
-        )
-    return program
+    return _program(int(IPv4Address(nameserver)), closed, doors)
 
 
 def _program(
@@ -152,9 +171,11 @@ def _program(
         *_only_service(nameserver, (_TCP, _UDP), _DNS),
         *_only_service(int(_EVERYBODY), (_UDP,), _DHCP_SERVER),
     ]
+    # The kernel makes some twenty instructions of one that looks into a frame.
+    program += [_LOAD_DESTINATION, (_KEEP, 0, 0, 0)]
     for network in closed:
         program += [
-            _LOAD_DESTINATION,
+            (_RECALL, 0, 0, 0),
             (_MASK, int(network.netmask), 0, 0),
             (_EQUAL, int(network.network_address), 0, 1),
             _DROP,
@@ -164,31 +185,38 @@ def _program(
 
 def _doors(alias: str, opened: Sequence[Place]) -> list[_Instruction]:
     """Let packets for opened ports pass, and nothing else begin at the alias of the loopback."""
-    program = []
+    ports: dict[str, set[int]] = {}
     for address, port in opened:
-        if address != alias:
-            program += _may_pass(address, port)
+        ports.setdefault(address, set()).add(port)
+    answered = ports.pop(alias, set())
+    program = [each for address, those in ports.items() for each in _may_pass(address, those)]
     if alias:
-        program += _only_answers(alias, [port for address, port in opened if address == alias])
+        program += _only_answers(alias, answered)
     return program
 
 
-def _may_pass(address: str, port: int) -> list[_Instruction]:
-    """Let packets for one TCP port of an address pass; of all others the rest decides."""
-    service = [
+def _may_pass(address: str, ports: Iterable[int]) -> list[_Instruction]:
+    """Let packets for TCP ports of an address pass; of all others the rest decides."""
+    service = [(_LOAD_X_HEADER_LENGTH, 14, 0, 0), (_LOAD_HALF_INDEXED, 14 + 2, 0, 0)]
+    service += _each_passes(ports)
+    return [
+        _LOAD_DESTINATION,
+        (_EQUAL, int(IPv4Address(address)), 0, 4),
         (_LOAD_HALF, 20, 0, 0),
-        (_ANY_BIT, 0x3FFF, 6, 0),
+        (_ANY_BIT, 0x3FFF, 2, 0),
         (_LOAD_BYTE, 23, 0, 0),
-        (_EQUAL, _TCP, 0, 4),
-        (_LOAD_X_HEADER_LENGTH, 14, 0, 0),
-        (_LOAD_HALF_INDEXED, 14 + 2, 0, 0),
-        (_EQUAL, port, 0, 1),
-        _ACCEPT,
+        (_EQUAL, _TCP, 1, 0),
+        (_JUMP, len(service), 0, 0),  # of many ports it is longer than a condition can skip
+        *service,
     ]
-    return [_LOAD_DESTINATION, (_EQUAL, int(IPv4Address(address)), 0, len(service)), *service]
 
 
-def _only_answers(alias: str, ports: Sequence[int]) -> list[_Instruction]:
+def _each_passes(ports: Iterable[int]) -> list[_Instruction]:
+    """Let a packet pass whose port was loaded, if it is one of these."""
+    return [each for port in sorted(ports) for each in ((_EQUAL, port, 0, 1), _ACCEPT)]
+
+
+def _only_answers(alias: str, ports: Iterable[int]) -> list[_Instruction]:
     """At an address that leads to the loopback: let connections begin to some TCP ports alone, and
     segments pass of connections that are there: those of forwarded ports have begun here. The
     helper itself answers ICMP and DHCP."""
@@ -212,9 +240,7 @@ def _only_answers(alias: str, ports: Sequence[int]) -> list[_Instruction]:
         _ACCEPT,
         (_LOAD_HALF_INDEXED, 14 + 2, 0, 0),
     ]
-    for port in ports:
-        service += [(_EQUAL, port, 0, 1), _ACCEPT]
-    service += [_DROP]
+    service += [*_each_passes(ports), _DROP]
     # Of many ports it is longer than a condition can skip: 255 instructions.
     skip = (_JUMP, len(service), 0, 0)
     return [_LOAD_DESTINATION, (_EQUAL, int(IPv4Address(alias)), 1, 0), skip, *service]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 import socket
-from ipaddress import IPv4Address
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network
 
 from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.words import tr
+from p2pcloopd.guest.network import frame_filter
 from p2pcloopd.guest.network.frame_filter import NEVER
-from p2pcloopd.guest.system.addresses import HOST_ADDRESS, WIRE_NETWORK
+from p2pcloopd.guest.system.addresses import HOST_ADDRESS, NAMESERVER_ADDRESS, WIRE_NETWORK
 
 LOOPBACK = "127.0.0.1"
 _FORM = re.compile(r"(?:(?P<address>[\d.]+):)?(?P<port>\d{1,5})", re.ASCII)
@@ -56,6 +58,42 @@ def parse_opened(text: str) -> OpenedPort:
     if address != LOOPBACK:
         _check_address(text, address)
     return OpenedPort(address, port)
+
+
+def check_opened(opened: Sequence[OpenedPort]) -> None:
+    """Refuse more ports than the kernel's filter can hold, which is told by trying.
+
+    Raises:
+        GuestError: there are more.
+    """
+    from p2pcloopd.guest.network.own_addresses import own_networks  # noqa: PLC0415  loads trio
+
+    guest, helper = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with guest, helper:
+        own = own_networks()
+        for _ in range(2):  # when addresses change, the next filter is there beside the first
+            close_off(helper, opened, own)
+
+
+def close_off(
+    helper_end: socket.socket, opened: Sequence[OpenedPort], own: Iterable[IPv4Network]
+) -> None:
+    """Keep a guest away from all of this machine but these ports.
+
+    Args:
+        helper_end: of the guest's wire.
+        opened: the guest can connect to them.
+        own: this machine's networks.
+
+    Raises:
+        GuestError: as for `frame_filter.install`.
+    """
+    on_loopback = any(port.address == LOOPBACK for port in opened)
+    frame_filter.install(
+        *(helper_end, NAMESERVER_ADDRESS, own),
+        alias=HOST_ADDRESS if on_loopback else "",
+        opened=[port.place for port in opened],
+    )
 
 
 def _check_address(text: str, address: str) -> None:

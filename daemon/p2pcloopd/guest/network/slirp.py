@@ -15,9 +15,9 @@ from p2pcloop.errors import GuestError
 from p2pcloop.text import printable
 from p2pcloop.words import tr
 from p2pcloopd.entry import plain_errors
-from p2pcloopd.guest.network import frame_filter, own_addresses
+from p2pcloopd.guest.network import own_addresses
 from p2pcloopd.guest.network.forwarding import BoundPort
-from p2pcloopd.guest.network.opened import LOOPBACK, OpenedPort
+from p2pcloopd.guest.network.opened import LOOPBACK, OpenedPort, close_off
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
 from p2pcloopd.guest.system import preload
@@ -77,18 +77,10 @@ async def user_network(
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
-        on_loopback = any(port.address == LOOPBACK for port in opened)
-        close_off = partial(
-            frame_filter.install,
-            theirs,
-            NAMESERVER_ADDRESS,
-            alias=HOST_ADDRESS if on_loopback else "",
-            opened=[port.place for port in opened],
-        )
         async with uplink(
-            *(theirs.fileno(), ours, close_off, say),
+            *(theirs.fileno(), ours, partial(close_off, theirs, opened), say),
             ports=ports,
-            loopback=on_loopback,
+            loopback=any(port.address == LOOPBACK for port in opened),
             resolv_conf=resolv_conf,
             plugged=plugged,
         ):
