@@ -131,6 +131,10 @@ class Resolver(trio.abc.HostnameResolver):
             known.error = err
         except UnicodeError:
             known.error = socket.gaierror(socket.EAI_NONAME, tr("that is no name"))
+        except RuntimeError as err:  # no thread can be started
+            known.error = socket.gaierror(
+                socket.EAI_AGAIN, tr("nothing can be looked up now: {err}", err=err)
+            )
         finally:
             known.done.set()
             known.done = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -144,9 +145,29 @@ async def test_replies_of_many_requests_through_tls(tmp_path: Path) -> None:
         await trio.aclose_forcefully(client.stream)
 
 
+async def test_a_client_needs_no_descriptor_to_start_tls(tmp_path: Path) -> None:
+    """Where there was none left, the server ended."""
+    async with serving(tmp_path, verify_peer=False) as served:
+        context = ssl.create_default_context(cafile=tmp_path / "friend" / "ca-cert.pem")
+        stream = await trio.open_tcp_stream("localhost", served.port)
+        greeting = await stream.receive_some(18)  # it is served
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            client = await _start_tls(stream, context, greeting)
+            assert (await client.call(READ, 0, 512))[1] == served.device.content[:512]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await trio.aclose_forcefully(client.stream)
+
+
 async def _connect(served: Served, context: ssl.SSLContext) -> NbdClient:
-    stream = await trio.open_tcp_stream("localhost", served.port)
-    greeting = b""
+    return await _start_tls(await trio.open_tcp_stream("localhost", served.port), context)
+
+
+async def _start_tls(
+    stream: trio.SocketStream, context: ssl.SSLContext, greeting: bytes = b""
+) -> NbdClient:
     while len(greeting) < 18:
         greeting += await stream.receive_some(18 - len(greeting))
     await stream.send_all(bytes.fromhex("00000003") + b"IHAVEOPT" + bytes([0, 0, 0, 5]) + bytes(4))

@@ -74,6 +74,20 @@ async def test_dead_names_delay_no_other(names: NameServer) -> None:
     names.ended.set()
 
 
+async def test_a_thread_that_cannot_be_started_is_an_error_of_the_name_alone(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **_options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    resolver.install()
+    names.answers["a.example"] = [PUBLIC]
+    with monkeypatch.context() as patched:
+        patched.setattr(trio.to_thread, "run_sync", refuse)
+        assert "looked up now: can't start new thread" in await refused("a.example")
+    assert await addresses("a.example") == [PUBLIC]
+
+
 async def test_a_name_is_looked_up_once_at_a_time_and_kept(names: NameServer) -> None:
     resolver.install()
     names.answers["a.example"] = [PUBLIC, OTHER]

@@ -216,26 +216,18 @@ class _Connection:
 
     async def run(self) -> None:
         """Serve the client until it leaves; its errors end here, with a line in the log."""
-        async with AsyncExitStack() as self._attached:
-            await self._run()
-
-    async def _run(self) -> None:
-        try:
-            async with trio.open_nursery() as self._tasks:
-                orderly = False
-                try:
-                    with self._session:
-                        orderly = await self._serve()
-                except wire.RemoteProtocolError as err:
-                    _log.warning("NBD client dropped: %s", err)
-                if orderly:
-                    await self._finish()
-                    self._served.leaves(self._protocol.chosen)
-                else:
-                    self._tasks.cancel_scope.cancel()
-        finally:
-            if isinstance(self._transport, TlsTransport):
-                self._transport.close()
+        async with AsyncExitStack() as self._attached, trio.open_nursery() as self._tasks:
+            orderly = False
+            try:
+                with self._session:
+                    orderly = await self._serve()
+            except wire.RemoteProtocolError as err:
+                _log.warning("NBD client dropped: %s", err)
+            if orderly:
+                await self._finish()
+                self._served.leaves(self._protocol.chosen)
+            else:
+                self._tasks.cancel_scope.cancel()
 
     async def _serve(self) -> bool:
         """Return whether the client said that it leaves (DISC); else it vanished."""

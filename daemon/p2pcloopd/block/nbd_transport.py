@@ -68,7 +68,8 @@ class PlainTransport:
 
 
 class TlsTransport:
-    """A socket, which is not owned, after the TLS handshake."""
+    """A socket, which is not owned, after the TLS handshake. At its end there is no closing message
+    of TLS: NBD's own messages tell where a session ends."""
 
     def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         self._stream = stream
@@ -80,19 +81,14 @@ class TlsTransport:
         Raises:
             RemoteProtocolError: it does not speak TLS, or has no trusted certificate.
         """
-        # A copy of the descriptor: trio's socket closes its own when it is garbage-collected.
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock.dup()))
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         try:
             await tls.do_handshake()
         except trio.BrokenResourceError as err:
-            stream.socket.close()
             raise RemoteProtocolError(
                 tr("the TLS handshake failed: {cause}", cause=err.__cause__ or err)
             ) from err
-        except BaseException:
-            stream.socket.close()
-            raise
         return cls(tls)
 
     async def receive_into(self, buffer: memoryview) -> int:
@@ -115,7 +111,3 @@ class TlsTransport:
     async def wait_gone(self) -> None:
         """See `Transport.wait_gone`."""
         await self.receive_into(memoryview(bytearray(1)))
-
-    def close(self) -> None:
-        """Close without TLS's closing message; NBD's own messages tell where a session ends."""
-        self._stream.transport_stream.socket.close()
