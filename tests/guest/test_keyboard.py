@@ -99,6 +99,27 @@ async def test_a_command_that_reads_gets_what_follows(autojump_clock: MockClock)
     assert guest.got == b"cat > f\n" + lines + b"\x04", "told that there is no more"
 
 
+async def test_a_shell_that_is_slow_gets_no_more_than_its_line(autojump_clock: MockClock) -> None:
+    """Else it takes what the line's command should read."""
+
+    class Slow(FakeGuest):
+        async def send(self, data: bytes) -> None:
+            self.got += data
+
+    guest = Slow()
+    with piped(b"cat\nread by cat\n") as fd:
+        async with typed_on(guest, Keyboard(fd)):
+            guest.show("# ")
+            await trio.sleep(2)
+            assert guest.got == b"cat\n"
+            guest.show("cat")
+            await trio.sleep(2)
+            assert guest.got == b"cat\n"
+            guest.show("\r\n")
+            await trio.sleep(1)
+            assert guest.got == b"cat\nread by cat\n"
+
+
 async def test_the_last_line_needs_no_end(autojump_clock: MockClock) -> None:
     guest = FakeGuest(ls="a b\r\n# ")
     with piped(b"ls") as fd:

@@ -21,7 +21,12 @@ import trio
 
 from p2pcloopd.guest.console.console import CHUNK, read_ready
 from p2pcloopd.guest.console.escape import BOOT, Command, EscapeFilter
-from p2pcloopd.guest.console.prompts import QUIET_SECONDS, Prompt, PromptWatch
+from p2pcloopd.guest.console.prompts import (
+    QUIET_SECONDS,
+    UNKNOWN_SECONDS,
+    Prompt,
+    PromptWatch,
+)
 
 END_SECONDS = 2.0
 """How long a guest stands at its prompt after the end of its input to count as done; as long
@@ -144,11 +149,16 @@ class Keyboard:
                         await watch.changed()
 
     async def _prompt_follows(self, watch: PromptWatch) -> bool:
-        """Tell whether the guest prints a prompt before it is quiet."""
+        """Tell whether the guest prints a prompt before it is quiet.
+
+        A shell that has not echoed the line yet reads what is typed now itself: on a busy machine
+        it may be that slow. The echo may be turned off, so it is not waited for for ever.
+        """
         while True:
             prompt = watch.prompt
             is_prompt = prompt in ("login", "shell")
-            with trio.move_on_after(_NEXT_PROMPT_SECONDS if is_prompt else QUIET_SECONDS):
+            quiet = QUIET_SECONDS if watch.has_answered else UNKNOWN_SECONDS
+            with trio.move_on_after(_NEXT_PROMPT_SECONDS if is_prompt else quiet):
                 await watch.changed()
                 continue
             self._prompt = prompt

@@ -37,10 +37,16 @@ _SHELL = re.compile(rb"[#$>][ \t]*$")
 
 
 class PromptWatch:
-    """Follows the console's output, and tells when a prompt stands at its end."""
+    """Follows the console's output, and tells when a prompt stands at its end.
+
+    Attributes:
+        has_answered: whether a line has ended since something was typed: a shell echoes the line
+            that it reads.
+    """
 
     def __init__(self) -> None:
         self._line = b""
+        self.has_answered = False
         # Made by the tasks that wait: most of what a boot prints wakes none.
         self._changed: trio.Event | None = None
         self._asked: trio.Event | None = None
@@ -49,6 +55,7 @@ class PromptWatch:
         """Add what was printed next."""
         # A carriage return begins the line anew, unless it is one of the line's end.
         *before, self._line = _LINE_END.split((self._line + data)[-_TAIL:])
+        self.has_answered |= bool(before)
         # A message that the kernel prints behind a prompt does not answer it.
         if not self._line and before and (message := _KERNEL_MESSAGE.search(before[-1])):
             self._line = before[-1][: message.start()]
@@ -62,6 +69,7 @@ class PromptWatch:
     def forget(self) -> None:
         """Record that something was typed: the prompt that stands there was answered."""
         self._line = b""
+        self.has_answered = False
 
     @property
     def prompt(self) -> Prompt | None:
