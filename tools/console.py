@@ -6,6 +6,7 @@ Used on a guest's console; knows nothing of guests beyond that a root shell is a
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import pty
 import re
@@ -183,7 +184,8 @@ class Console:
                 pass
             else:
                 return
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended just now
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def _read(self, timeout: float) -> bool:

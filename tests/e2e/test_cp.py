@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import BusyError, MismatchError, NotHereError, StorageError, UsageError
-from tests.support.programs import GUEST_OPTIONS, Node, Nodes
+from tests.support.programs import EXEC, GUEST_OPTIONS, Node, Nodes
 from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.e2e
@@ -26,7 +26,10 @@ def node() -> Iterator[Node]:
 
 @pytest.fixture(scope="module")
 def guest(node: Node, cloop: Path) -> str:
-    return node.run("boot", cloop, "--detach", *GUEST_OPTIONS).out.strip()
+    """A guest that has booted: on a busy machine the first command would tell that it waits."""
+    name = node.run("boot", cloop, "--detach", *GUEST_OPTIONS).out.strip()
+    node.run(*EXEC, name, "--", "true")
+    return name
 
 
 def test_a_file_goes_in_and_comes_out(node: Node, guest: str, tmp_path: Path) -> None:

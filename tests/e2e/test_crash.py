@@ -19,7 +19,7 @@ WRITER = (
 )
 """Each file is told of once it is synced, and with it, as ext4 does it, its name."""
 
-SYNCED = re.compile(r"^synced ([0-9a-f]{32})  (/root/\S+)\r*$", re.MULTILINE)
+SYNCED = re.compile(r"^synced ([0-9a-f]{32})  (/root/\S+)\r*\n", re.MULTILINE)
 
 
 def test_what_was_synced_outlives_the_kill(nodes: Nodes, cloop: Path, tmp_path: Path) -> None:

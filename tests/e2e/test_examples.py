@@ -15,7 +15,7 @@ import pytest
 from bench.links.bare_machines import BRIDGE, lan
 from tests.support.boot_disks import stock_kernel
 from tests.support.programs import P2PCLOOP, Nodes, started, tool
-from tests.support.waiting import BOUND
+from tests.support.waiting import BOUND, wait_until
 from tools.console import Console
 from tools.tiny_image import SHELL_PROMPT
 
@@ -32,7 +32,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv("TMPDIR", directory)
         yield Path(directory)
         assert list(Path(directory).iterdir()) == []
-    assert running_with(directory) == []
+    wait_until(lambda: not running_with(directory), f"a process of {directory} does not end")
 
 
 def running_with(word: str) -> list[str]:

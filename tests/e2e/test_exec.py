@@ -17,7 +17,7 @@ from p2pcloop.errors import GuestError, NotHereError, UsageError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloopd.guest.channel.client import remote_command
 from p2pcloopd.guest.system.kernel import SYSTEM_KERNEL, find_kernel
-from tests.support.programs import GUEST_OPTIONS, Node, Nodes
+from tests.support.programs import EXEC, GUEST_OPTIONS, Node, Nodes
 from tests.support.stock_images import stock_image
 from tests.support.waiting import BOUND, wait_until
 
@@ -37,8 +37,10 @@ def node() -> Iterator[Node]:
 
 @pytest.fixture(scope="module")
 def guest(node: Node, cloop: Path) -> str:
-    """A guest that boots, or has booted."""
-    return boot(node, cloop)
+    """A guest that has booted: on a busy machine the first command would tell that it waits."""
+    name = boot(node, cloop)
+    node.run(*EXEC, name, "--", "true")
+    return name
 
 
 def boot(node: Node, image: Path, *options: str | Path) -> str:
@@ -167,7 +169,7 @@ def test_what_a_command_leaves_behind_holds_nothing_up(node: Node, guest: str) -
 
 def test_a_guest_that_ends_ends_its_commands(node: Node, cloop: Path) -> None:
     name = boot(node, cloop)
-    with node.started("exec", name, "--", "sh", "-c", "echo begun; exec sleep 1000") as command:
+    with node.started(*EXEC, name, "--", "sh", "-c", "echo begun; exec sleep 1000") as command:
         assert command.stdout is not None
         assert command.stdout.readline() == "begun\n"
         node.run("stop", name)
@@ -207,7 +209,7 @@ def test_the_agent_lives_beside_each_init(node: Node, image: str) -> None:
     """It sees what the init has mounted, outlives its start, and ends with it."""
     name = node.run("boot", stock_image(image), "--detach", "--name", f"my-{image}").out.strip()
     up = "while ! pidof agetty getty >/dev/null; do sleep 0.2; done"
-    node.run("exec", name, "--", "sh", "-c", up)
+    node.run(*EXEC, name, "--", "sh", "-c", up)
     assert node.run("exec", name, "--", "cat", "/proc/1/comm").out == f"{INITS[image]}\n"
 
     def mounts(of: str) -> list[str]:
@@ -237,7 +239,7 @@ def test_the_agent_lives_beside_each_init(node: Node, image: str) -> None:
 
 def test_commands_run_again_after_a_reboot(node: Node, cloop: Path) -> None:
     name = boot(node, cloop)
-    boot_id = ("exec", name, "--", "cat", "/proc/sys/kernel/random/boot_id")
+    boot_id = (*EXEC, name, "--", "cat", "/proc/sys/kernel/random/boot_id")
     first = node.run(*boot_id).out
     with node.started("exec", name, "--", "sh", "-c", "reboot; exec sleep 1000") as command:
         command.communicate(timeout=BOUND)

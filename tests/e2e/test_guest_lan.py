@@ -102,7 +102,7 @@ def serving(host: Host, address: str) -> Iterator[None]:
 CLIENT = """
 import socket, sys
 try:
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), 30) as connection:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), 100) as connection:
         connection.shutdown(socket.SHUT_WR)
         while data := connection.recv(100):
             sys.stdout.write(data.decode())
@@ -127,7 +127,7 @@ ASKS = """
     done
     printf '#!/bin/sh\\nenv\\n' >/tmp/told
     chmod 755 /tmp/told
-    udhcpc -f -n -q -i {card} -s /tmp/told 2>/dev/null >/tmp/lease
+    udhcpc -f -n -q -t 30 -i {card} -s /tmp/told 2>/dev/null >/tmp/lease
     grep -E '^(ip|router|dns|domain|mtu)=' /tmp/lease | sort
     cat /sys/class/net/{card}/mtu
 """

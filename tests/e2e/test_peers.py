@@ -17,7 +17,7 @@ from p2pcloop.errors import BusyError
 from p2pcloop.formats.link import Link, parse_link, parse_peer
 from tests.support.foreign import aria2
 from tests.support.ports import free_port
-from tests.support.programs import Guest, Node, Nodes, read_until, tool
+from tests.support.programs import NO_HEDGE, Guest, Node, Nodes, read_until, tool
 from tests.support.tracker import tracker
 from tests.support.waiting import BOUND, wait_until
 from tools.tiny_image import SHELL_PROMPT
@@ -155,11 +155,13 @@ def test_p2pcloopd_killed_under_a_guest(nodes: Nodes, cloop: Path) -> None:
     link = seeder.seed(cloop)["link"]
     with Guest(reader, link, "--append", "") as guest:
         guest.expect("Linux version", BOUND)
+        # The seeder stands still: neither the boot nor the read can end before p2pcloopd does.
+        seeder.signal(signal.SIGSTOP)
         restart(reader)
         assert SHELL_PROMPT not in guest.printed
+        seeder.signal(signal.SIGCONT)
         guest.prompt()
 
-        # The seeder stands still: this read cannot end before p2pcloopd does.
         seeder.signal(signal.SIGSTOP)
         guest.send_line("head -c 1000000 /root/data | md5sum")
         guest.expect("md5sum", BOUND)
@@ -205,7 +207,7 @@ def test_a_p2pcloopd_that_comes_back_under_a_reader_asks_servers(
     nodes: Nodes, cloop: Path, tmp_path: Path
 ) -> None:
     """It knew of no mirror until a command named the image again, and asked peers for all."""
-    seeder, reader = nodes.make(), nodes.make()
+    seeder, reader = nodes.make(), nodes.make(tuning=NO_HEDGE)
     link = seeder.seed(cloop)["link"]
     socket = tmp_path / "s"
     with reader.started("block", link, "--nbd", f"unix:{socket}") as block:

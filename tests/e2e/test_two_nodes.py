@@ -16,7 +16,7 @@ from p2pcloop.formats.cloop_compress import CODECS, Compress, smallest_compresso
 from p2pcloop.formats.link import parse_link
 from p2pcloopd.guest.system.kernel import find_kernel
 from tests.support.cloops import build_v4
-from tests.support.programs import Guest, Nodes, tool
+from tests.support.programs import NO_HEDGE, Guest, Nodes, tool
 from tests.support.waiting import BOUND
 
 from .conftest import DATA
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_changes_last_from_boot_to_boot(nodes: Nodes, cloop: Path, tmp_path: Path) -> None:
-    seeder, reader = nodes.make(), nodes.make()
+    seeder, reader = nodes.make(), nodes.make(tuning=NO_HEDGE)
     said = seeder.run("seed", cloop, "--name", "tiny", "--json")
     assert "starting p2pcloopd" in said.err
     seeded = json.loads(said.out)
@@ -64,7 +64,7 @@ def _tells_all(told: dict[str, Any], link: str, cloop: Path) -> None:
     ran = find_kernel()
     assert (told["kernel"], told["kernel_release"]) == (str(ran.path), ran.release)
     [url] = parse_link(link).mirrors
-    sources = told["sources"]  # what a guest waits for comes over HTTP, unless that takes a second
+    sources = told["sources"]  # what a guest waits for comes over HTTP
     assert max(sources, key=lambda source: sources[source]) == url
     assert all(count > 0 for count in told["sources"].values())
     assert sum(told["sources"].values()) <= told["bytes_received"] < cloop.stat().st_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,15 @@ def test_nodes_on_the_local_network_tell_names_and_are_peers(nodes: Nodes, conte
     publisher = nodes.start("[discovery]\nlan = true\n")
     published = publish(publisher, content, public=False)
     reader = nodes.start("[discovery]\nlan = true\n")
-    found = resolve(reader)
-    assert found["id"] == published["id"]
+    found: list[dict[str, Any]] = []
+
+    def is_found() -> bool:
+        with suppress(NotHereError):  # others are given some seconds to answer
+            found.append(resolve(reader))
+        return bool(found)
+
+    wait_until(is_found)
+    assert found[0]["id"] == published["id"]
     read = reader.call("read", torrent=published["torrent"], offset=4096, length=1000, heal=False)
     assert read["data"] == content[:1000]
     with pytest.raises(P2pcloopError) as info:

@@ -25,7 +25,7 @@ from p2pcloop.formats.mirror import (
 from p2pcloop.formats.record import Record, sign_record
 from p2pcloop.store.provisional_log import kept_ranges
 from tests.support.ports import free_port
-from tests.support.programs import Node, Nodes
+from tests.support.programs import NO_HEDGE, Node, Nodes
 from tests.support.static_server import Fault, misbehaving, nginx
 from tests.support.waiting import BOUND, wait_until
 
@@ -124,7 +124,7 @@ def mirror_state(node: Node, base: str) -> dict[str, Any]:
 def test_the_first_parts_come_alone_and_the_metadata_after_the_first_chunk(
     nodes: Nodes, published: Published
 ) -> None:
-    reader = nodes.start()
+    reader = nodes.start(tuning={"first_patience": BOUND, "metadata_late": BOUND})
     with nginx(published.directory) as web:
         reader.call("resolve", ref=link_to(published, web.url, seeds=True))
         assert read(reader, published, 0, 512) == INDEX[:512]
@@ -156,7 +156,7 @@ def test_a_node_serves_as_mirror_of_what_it_has(nodes: Nodes, published: Publish
     assert published.node.call("status")["http"]["sent"] > CHUNK[1]
 
     # Another has a part of it only, and its peers: what it lacks comes from elsewhere.
-    part = nodes.start()
+    part = nodes.start(tuning={"interest_linger": 0})  # nothing beside what is read
     part.call("resolve", ref=link_to(published, peers=True))
     assert read(part, published, *CHUNK) == published.chunk()
     wait_until(lambda: 0 < state(part, published)["have_bytes"] < len(published.content))
@@ -311,7 +311,7 @@ def test_wrong_bytes_are_healed_by_the_torrent_and_the_liar_is_not_asked_again(
 def test_what_is_read_later_comes_alone_too_unless_pieces_of_it_are_here(
     nodes: Nodes, published: Published
 ) -> None:
-    reader = nodes.start()
+    reader = nodes.start(tuning=NO_HEDGE)
     with nginx(published.directory) as web:
         reader.call("resolve", ref=link_to(published, web.url, peers=True))
         assert read(reader, published, *CHUNK) == published.chunk()
@@ -330,7 +330,7 @@ def test_what_is_read_later_comes_alone_too_unless_pieces_of_it_are_here(
 
 
 def test_a_slow_mirror_is_waited_for(nodes: Nodes, published: Published) -> None:
-    reader = nodes.start()
+    reader = nodes.start(tuning=NO_HEDGE)
     with nginx(published.directory, rate=60_000) as web:
         reader.call("resolve", ref=link_to(published, web.url, peers=True))
         assert read(reader, published, *CHUNK) == published.chunk()
@@ -347,7 +347,8 @@ def test_a_slow_mirror_is_waited_for(nodes: Nodes, published: Published) -> None
 def test_a_guess_is_brought_over_a_quick_link_and_not_over_a_slow_one(
     nodes: Nodes, published: Published, rate: int, comes: bool
 ) -> None:
-    reader = nodes.start()
+    # Over loopback a busy machine may seem to have a slow link.
+    reader = nodes.start(tuning={"guess": BOUND} if comes else None)
     at = len(INDEX) + 50_000
     ranges = [[published.layer.torrent, at, 10_000]]
     came: list[bytes] = []
@@ -370,7 +371,7 @@ def test_a_guess_is_brought_over_a_quick_link_and_not_over_a_slow_one(
 def test_one_range_that_is_streamed_comes_alone_and_many_by_their_pieces(
     nodes: Nodes, published: Published
 ) -> None:
-    reader = nodes.start()
+    reader = nodes.start(tuning=NO_HEDGE)
     torrent = published.layer.torrent
     came: list[bytes] = []
 
@@ -535,7 +536,7 @@ def test_what_was_read_early_is_served_to_others(
     nodes: Nodes, published: Published, killed: bool
 ) -> None:
     """By peers and over HTTP, when the one who had it first is gone."""
-    pupil, peer, reader = nodes.start(), nodes.start(), nodes.start()
+    pupil, peer, reader = nodes.start(tuning={"interest_linger": 0}), nodes.start(), nodes.start()
     pupil.call("resolve", ref=link_to(published, published.url, peers=True))
     parts = [(0, 512), (512, 3584), CHUNK]
     for at, size in parts:

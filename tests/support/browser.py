@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.support.waiting import BOUND
 
 CHROMIUM = "/usr/bin/chromium-headless-shell"
 
 # Chromium's own sandbox refuses root; the pages of tests are ours.
 _OPTIONS = ["--no-sandbox", "--disable-gpu"]
+
+expect.set_options(timeout=BOUND * 1000)
 
 
 @contextmanager
@@ -26,6 +30,7 @@ def browser_page(language: str = "en-US") -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
         try:
             page = browser.new_page(locale=language)
+            page.set_default_timeout(BOUND * 1000)
             page.on("console", lambda message: complaints.append(message.text))
             page.on("pageerror", lambda error: complaints.append(str(error)))
             yield page

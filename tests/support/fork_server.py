@@ -7,8 +7,8 @@ controlling terminal, with signals, with streams of their own) start the install
 As a program it serves a listening socket (SOCK_SEQPACKET), whose descriptor is its argument, until
 its standard input ends. Each connection asks for one process:
 
-    JSON {"program", "words", "environment", "directory", "targets", "session"}, and the descriptors
-    for `targets`
+    JSON {"program", "words", "environment", "directory", "targets", "session", "tuning"}, and the
+    descriptors for `targets`
     → the process id, 4 bytes
     → the status that waitpid(2) gives, 4 bytes, once it has ended
 """
@@ -128,6 +128,7 @@ def fork_program(
     fds: Mapping[int, int],
     *,
     session: bool = False,
+    tuning: Mapping[str, float] | None = None,
 ) -> Forked:
     """Start a program.
 
@@ -136,6 +137,8 @@ def fork_program(
         words: its arguments.
         fds: its descriptors: its number of each, and ours.
         session: whether it gets a session of its own.
+        tuning: constants of the engine (tuning.py) that it has otherwise, and a p2pcloopd that it
+            starts as a fork.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(_server())
@@ -146,6 +149,7 @@ def fork_program(
         "directory": str(Path.cwd()),
         "targets": list(fds),
         "session": session,
+        "tuning": dict(tuning or {}),
     }
     socket.send_fds(connection, [json.dumps(request).encode()], list(fds.values()))
     return Forked(connection)
@@ -243,6 +247,8 @@ def _tell_end(pid: int, connection: socket.socket) -> None:
 
 def _prepare(request: dict[str, Any], fds: Sequence[int]) -> Callable[[], None]:
     """Make this fork look like a process of its own."""
+    from p2pcloopd.engine.fetch.tuning import TUNING  # noqa: PLC0415
+
     if request["session"]:
         os.setsid()
     targets: list[int] = request["targets"]
@@ -264,6 +270,8 @@ def _prepare(request: dict[str, Any], fds: Sequence[int]) -> Callable[[], None]:
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
     sys.argv = [request["program"], *request["words"]]
+    for name, value in request["tuning"].items():
+        object.__setattr__(TUNING, name, value)  # it is frozen, and many modules have it
     if request["program"] == "p2pcloop":
         from p2pcloop.cli.main import main as program  # noqa: PLC0415
     else:

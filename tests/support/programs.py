@@ -35,6 +35,10 @@ GUEST_OPTIONS = ("--mem", "128M", "--append", "quiet")
 EXEC = ("exec", "--wait", str(round(BOUND)))
 """For guests in QEMU: those boot slowly on a machine that has other work."""
 
+NO_HEDGE: dict[str, float] = {"exact_hedge": BOUND, "exact_limit": BOUND}
+"""Constants of a node which asks peers for nothing that a server is asked for, though that does not
+answer within a second: on a busy machine one may not."""
+
 _LOGIN = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.argv[1], sys.argv[1:])"
 
 P2PCLOOP = Path(sys.executable).with_name("p2pcloop")
@@ -56,11 +60,20 @@ class Node:
         root: P2PCLOOP_HOME, with a path short enough for a socket.
         inside: words before each command (`nsenter ...`), for a node in a namespace of its own.
         process: the p2pcloopd that `start` started, until `end`.
+        tuning: constants of the engine (tuning.py) that its p2pcloopd has otherwise, where that is
+            a fork: what a busy machine would let happen now and then.
     """
 
-    def __init__(self, root: Path, config: str = "", inside: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        config: str = "",
+        inside: Sequence[str] = (),
+        tuning: Mapping[str, float] | None = None,
+    ) -> None:
         self.root = root
         self.inside = tuple(inside)
+        self.tuning = dict(tuning or {})
         self.environment = os.environ | {"P2PCLOOP_HOME": str(root)}
         self.process: Forked | None = None
         if config:
@@ -89,7 +102,7 @@ class Node:
         with open(self.home.log, "ab") as log, open(read_end, "rb") as ready:
             words = ["--home", str(self.root), "--ready-fd", "3"]
             fds = {0: 0, 1: 1, 2: log.fileno(), 3: write_end}
-            process = fork_program("p2pcloopd", words, os.environ, fds)
+            process = fork_program("p2pcloopd", words, os.environ, fds, tuning=self.tuning)
             os.close(write_end)
             return process, ready.read()
 
@@ -143,7 +156,9 @@ class Node:
         (out, out_end), (err, err_end) = os.pipe(), os.pipe()
         with open(os.devnull) as null:
             fds = {0: null.fileno(), 1: out_end, 2: err_end}
-            process = fork_program("p2pcloop", [str(w) for w in words], self.environment, fds)
+            process = fork_program(
+                "p2pcloop", [str(w) for w in words], self.environment, fds, tuning=self.tuning
+            )
         os.close(out_end)
         os.close(err_end)
         said = process.communicate([out, err], BOUND)
@@ -189,7 +204,9 @@ class Node:
             self.end(signal.SIGKILL)
         pid = self.home.holder() if self.root.exists() else None
         if pid is not None:
-            self.signal(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError), pidfd(pid) as process:  # it may just end
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                assert wait_readable(process), "p2pcloopd outlives SIGKILL"
 
     def kill_guest(self, name: str) -> None:
         """End a guest with all of its processes at once."""
@@ -206,15 +223,21 @@ class Nodes:
         self.directory = Path(tempfile.mkdtemp(prefix="p2pe-"))
         self._nodes: list[Node] = []
 
-    def make(self, config: str = "", inside: Sequence[str] = (), root: Path | None = None) -> Node:
+    def make(
+        self,
+        config: str = "",
+        inside: Sequence[str] = (),
+        root: Path | None = None,
+        tuning: Mapping[str, float] | None = None,
+    ) -> Node:
         """A node that does not run yet."""
-        node = Node(root or self.directory / f"n{len(self._nodes)}", config, inside)
+        node = Node(root or self.directory / f"n{len(self._nodes)}", config, inside, tuning)
         self._nodes.append(node)
         return node
 
-    def start(self, config: str = "") -> Node:
+    def start(self, config: str = "", tuning: Mapping[str, float] | None = None) -> Node:
         """Make a node, and start its p2pcloopd."""
-        node = self.make(config)
+        node = self.make(config, tuning=tuning)
         node.start()
         return node
 
@@ -254,7 +277,9 @@ class OnTerminal(Console):
 
         def fork(_: Sequence[str], terminal: int, errors: int) -> Forked:
             fds = {0: terminal, 1: terminal, 2: errors}
-            return fork_program("p2pcloop", said, node.environment, fds, session=True)
+            return fork_program(
+                "p2pcloop", said, node.environment, fds, session=True, tuning=node.tuning
+            )
 
         said = [str(word) for word in words]
         # A guest that must be ended is none that a test still wants something of.

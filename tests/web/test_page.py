@@ -6,6 +6,7 @@ import json
 import random
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ def web_processes(node: Node) -> list[Process]:
     """The processes that serve the page."""
     pid = node.home.holder()
     assert pid is not None
-    return [
-        each
-        for each in descendants(pid)
-        if b"p2pcloopd.web.process" in Path(f"/proc/{each.pid}/cmdline").read_bytes()
-    ]
+    found = []
+    for each in descendants(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended just now
+            if b"p2pcloopd.web.process" in Path(f"/proc/{each.pid}/cmdline").read_bytes():
+                found.append(each)
+    return found
 
 
 def test_it_runs_while_it_is_asked_for_and_ends_with_p2pcloopd(nodes: Nodes) -> None:
