@@ -7,9 +7,9 @@ import click
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.refs import words_of_the_user
 from p2pcloop.client.terminal import say
-from p2pcloop.formats.link import is_link, parse_link
+from p2pcloop.formats.link import is_link
 from p2pcloop.formats.name import Name, check_label
-from p2pcloop.formats.pasted import clean_pasted
+from p2pcloop.formats.pasted import clean_pasted, parse_pasted_link
 from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.store.home import Home
 from p2pcloop.store.known_names import find_name
@@ -55,15 +55,16 @@ def add(short: str, name: str, home: Home) -> None:
     pasted = clean_pasted(name)
     with words_of_the_user():
         check_label(short)
-        pasted_name = is_link(pasted) or is_url(pasted) or pasted.startswith("@")
-        target = _read(pasted if pasted_name else name, home)
+        if is_link(pasted):
+            target = parse_pasted_link(name).name
+        else:
+            pasted_name = is_url(pasted) or pasted.startswith("@")
+            target = _read(pasted if pasted_name else name, home)
     ShortNames(home).add(short, target)
     say(tr("{short} stands for {target}", short=short, target=target))
 
 
 def _read(text: str, home: Home) -> Name:
-    if is_link(text):
-        return parse_link(text).name
     return find_name(text, home) if text.startswith("@") else parse_place(text).name
 
 

@@ -28,9 +28,9 @@ from p2pcloop.client.invocation import FileChoice
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import FormatError, NotHereError, UsageError
-from p2pcloop.formats.link import is_link, parse_link
+from p2pcloop.formats.link import is_link
 from p2pcloop.formats.name import is_label
-from p2pcloop.formats.pasted import clean_pasted
+from p2pcloop.formats.pasted import clean_pasted, parse_pasted_link
 from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
@@ -179,7 +179,7 @@ def read_ref(ref: str, home: Home) -> Path | str:
     _check_words(pasted, path)
     if is_link(pasted):
         try:
-            return str(parse_link(pasted))
+            return str(parse_pasted_link(ref))
         except (UsageError, FormatError) as err:
             if "…" in ref:  # at its end it may be of the text that the link stood in
                 raise _shortened(ref) from err

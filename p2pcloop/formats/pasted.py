@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import quopri
 import re
+from itertools import islice
 from unicodedata import category
 from urllib.parse import unquote
+
+from p2pcloop.errors import FormatError, UsageError
+from p2pcloop.formats.link import Link, parse_link
 
 _BRACKETS = ("<>", "()", "[]", '""', "''", "``", "“”", "‘’", "«»")  # noqa: RUF001  meant
 
@@ -21,6 +25,15 @@ _END = re.compile(
     r"[\"<>|`{}„“”‚‘«»‹›「」『』（）《》。、…\x00-\x08\x0e-\x1f\x7f]"  # noqa: RUF001  meant
     r"|\](?=[\[(])"
 )
+_CLOSED_BY = {"'": "'", "‘": "’", "(": ")", "*": "*"}  # noqa: RUF001  meant
+"""What ends a link that stands right behind the other; a link of ours has none of them."""
+
+_WORDS_BEHIND = re.compile(r"[\s'’)*]|(?<=[!-~])[^\x00-\x7f]")  # noqa: RUF001  meant
+"""Where words behind a link may begin: the last is Japanese, for example, without a space."""
+
+_MAX_ENDS = 64
+"""Places that are tried, as each takes a millisecond."""
+
 _START = re.compile(r"(?<![\w./])magnet(?::|%(?:25)*3A)", re.IGNORECASE)
 _REPLY = re.compile(r"^[ \t]*(?:>[ \t]?)+", re.MULTILINE)
 """What mail puts before the lines of a letter that is answered."""
@@ -68,11 +81,34 @@ def clean_pasted(text: str) -> str:
     return text
 
 
+def parse_pasted_link(text: str) -> Link:
+    """Read a link as `clean_pasted` has it; if that is none, without the words behind it.
+
+    A link may be broken by white space anywhere, so words behind it are told from its last part
+    only because it is no link with them. A later part is never taken for words.
+
+    Errors as of `parse_link`, for the whole text.
+    """
+    try:
+        return parse_link(clean_pasted(text))
+    except (FormatError, UsageError):
+        ends = islice(_WORDS_BEHIND.finditer(text, text.rfind("=") + 1), _MAX_ENDS)
+        for end in reversed([found.start() for found in ends]):
+            try:
+                return parse_link(clean_pasted(text[:end]))
+            except (FormatError, UsageError):
+                continue
+        raise
+
+
 def _link(text: str) -> str:
     """The link in a text, which holds its beginning."""
     text = _JSON.sub(lambda found: chr(int(found[1], 16)), _REPLY.sub("", text))
-    begin = _START.search(text)
-    text = _squeezed(text[begin.start() :] if begin else text)
+    if begin := _START.search(text):
+        opening, text = text[: begin.start()][-1:], text[begin.start() :]
+        inside = text.partition(_CLOSED_BY.get(opening, "\0"))[0]
+        text = text if opening in inside else inside
+    text = _squeezed(text)
     if end := _END.search(text):
         text = text[: end.start()]
     for _ in range(3):

@@ -2,6 +2,8 @@
 
 import quopri
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,15 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcloop.client.refs import read_ref
-from p2pcloop.errors import NotHereError, P2pcloopError, UsageError
+from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, UsageError
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.name import Name
-from p2pcloop.formats.pasted import clean_pasted
+from p2pcloop.formats.pasted import clean_pasted, parse_pasted_link
 from p2pcloop.store.home import Home
 from tests.formats.test_link import LINK, SECRET, TEXT
 
 WHOLE = TEXT + SECRET
 NAME = str(LINK.name)
+BARE = str(replace(LINK.public(), peers=(), trackers=(), web_seeds=(), mirrors=()))
+TRACKED = f"{BARE}&tr=http://tracker.example/announce"
 
 
 def quoted_printable(text: str) -> str:
@@ -70,6 +74,38 @@ def test_links_that_people_copy(change: Callable[[str], str]) -> None:
     assert clean_pasted(change(WHOLE)) == WHOLE
 
 
+@pytest.mark.parametrize(("first", "last"), ["''", "‘’", "()", "**"])  # noqa: RUF001  meant
+def test_a_link_ends_where_its_quotes_do(first: str, last: str) -> None:
+    assert clean_pasted(f"boot {first}{TRACKED}{last} and wait") == TRACKED
+    assert clean_pasted(f"({TRACKED}(1)/) and wait") == f"{TRACKED}(1)/)andwait", "of the link"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "'{} and boot it'",
+        "{}, and then\nboot it",
+        "{}\n\nBest regards",
+        "{}'s content",
+        "{} (my image)",
+        "{}を使う",
+        "p2pcloop boot {} --memory 2G & wait",
+    ],
+)
+@pytest.mark.parametrize("link", [WHOLE, TEXT, BARE, f"{BARE}&x.pe=192.0.2.1:6881"])
+def test_words_right_behind_a_link_are_left_out(form: str, link: str) -> None:
+    assert str(parse_pasted_link(form.format(link))) == link
+    half = len(link) - 20
+    wrapped = f"{link[:half]}\n  {link[half:]}"
+    assert str(parse_pasted_link(form.format(wrapped))) == link
+
+
+@pytest.mark.parametrize("end", ["\n&x.pe=nonsense", "\n#key=short", f" {WHOLE}", " & x.mt=1"])
+def test_what_may_be_a_damaged_part_is_not_left_out(end: str) -> None:
+    with pytest.raises(P2pcloopError):
+        parse_pasted_link(BARE + end)
+
+
 @pytest.mark.parametrize(
     "form", ["<{}>", " {}\n", "“{}”", "({}).", "{},", "\ufeff{}", "`{}`", "{}\u200b"]
 )
@@ -102,12 +138,15 @@ def test_a_link_that_was_changed_is_not_called_foreign(by: str) -> None:
 @given(st.text(st.sampled_from("magnet:?=3D%26&x.p2pcloop> \n<()]@/'\"\\é"), max_size=80))
 def test_any_words(text: str) -> None:
     assert clean_pasted(clean_pasted(text)) is not None
+    with suppress(FormatError, UsageError):
+        parse_pasted_link(text)
     clean_pasted(f"magnet:?{text}x.p2pcloop%3D{text}")
 
 
 def test_a_reference_in_any_clothes(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert read_ref(f"<{WHOLE}>.", home) == WHOLE
+    assert read_ref(f"{WHOLE} is mine", home) == WHOLE
     assert read_ref(f"“{NAME}”", home) == NAME
     assert Name(LINK.name.key, "debian") == LINK.name
 
