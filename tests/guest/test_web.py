@@ -106,6 +106,21 @@ async def test_idle_connections_take_few_descriptors(monkeypatch: pytest.MonkeyP
         assert descriptors() <= before + 1 + 3
 
 
+async def test_a_browser_that_takes_no_answer_keeps_no_other_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(web, "_MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(web, "_TAKE_SECONDS", 0.1)
+    files = page_files()
+    longest = max(files, key=lambda name: files[name].stat().st_size)
+    async with served() as url:
+        parts = urlsplit(url)
+        request = f"GET /{parts.path.split('/')[1]}/{longest} HTTP/1.1\r\nHost: h\r\n\r\n"
+        async with await trio.open_tcp_stream(str(parts.hostname), parts.port or 0) as stream:
+            await stream.send_all(request.encode() * 200)  # more than fits into a connection
+            assert (await ask(url, "GET /")).startswith("HTTP/1.1 404 ")
+
+
 def descriptors() -> int:
     """How many this process has."""
     return len(list(Path("/proc/self/fd").iterdir()))

@@ -30,6 +30,11 @@ _CHUNK = 1 << 16
 _MAX_HEADER = 16 << 10
 _MAX_CONNECTIONS = 64
 _IDLE_SECONDS = 30
+_TAKE_SECONDS = 30
+"""Until a browser has taken an answer."""
+
+_GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+"""What a browser that has hung up, or that takes nothing, leads to."""
 
 Address = tuple[str, int]
 
@@ -77,7 +82,7 @@ async def serve_web(listener: socket.socket, token: str, vnc: Address) -> None:
     async def serve(client: trio.socket.SocketType) -> None:
         try:
             async with trio.SocketStream(client) as stream:
-                with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                with suppress(*_GONE):
                     await _Connection(stream, token, files, vnc).run()
         finally:
             room.release()
@@ -159,7 +164,8 @@ class _Connection:
         data = self._http.send(h11.Response(status_code=status, headers=headers)) or b""
         if request.method != b"HEAD":
             data += self._http.send(h11.Data(data=body)) or b""
-        await self._stream.send_all(data + (self._http.send(h11.EndOfMessage()) or b""))
+        with trio.fail_after(_TAKE_SECONDS):
+            await self._stream.send_all(data + (self._http.send(h11.EndOfMessage()) or b""))
 
     async def _become_web_socket(self, request: h11.Request) -> None:
         """Carry the bytes of a WebSocket to the VNC server and back.
