@@ -36,6 +36,7 @@ NO_FILE_SYSTEM = (
     "LVM2_member",
     "linux_raid_member",
     "btrfs_member",
+    "f2fs_member",
 )
 """Content that is no file system, or none that can be read directly."""
 
@@ -97,6 +98,7 @@ _WORDS = {
     "LVM2_member": tr("a physical volume of LVM"),
     "linux_raid_member": tr("a member of a RAID (md)"),
     "btrfs_member": tr("one of the devices of a btrfs that has several"),
+    "f2fs_member": tr("one of the devices of an f2fs that has several"),
     "gpt": tr("a partition table (GPT)"),
     "dos": tr("a partition table (MBR)"),
 }
@@ -116,13 +118,19 @@ def detect_filesystem(start: bytes) -> str:
     """
     for offset, magic, name in _MAGIC:
         if start.startswith(magic, offset):
-            return "btrfs_member" if name == "btrfs" and _btrfs_devices(start) > 1 else name
+            return f"{name}_member" if _has_several_devices(name, start) else name
     return _ext_type(start) or ("dos" if _has_partitions(start) else "")
 
 
-def _btrfs_devices(start: bytes) -> int:
-    count = start[65536 + 136 : 65536 + 144]
-    return int.from_bytes(count, "little") if len(count) == 8 else 1
+def _has_several_devices(name: str, start: bytes) -> bool:
+    match name:
+        case "btrfs":
+            count = start[65536 + 136 : 65536 + 144]
+            return len(count) == 8 and int.from_bytes(count, "little") > 1
+        case "f2fs":  # it lists their paths, of 64 bytes, if there is more than one
+            second = 1024 + 2201 + 68
+            return any(start[second : second + 1])
+    return False
 
 
 def filesystem_size(start: bytes) -> int | None:

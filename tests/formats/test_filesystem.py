@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.filesystem import (
+    NO_FILE_SYSTEM,
     PROBE_SIZE,
     ROOT_TYPES,
     check_whole,
@@ -68,6 +69,23 @@ def test_what_no_guest_boots_has_words() -> None:
     assert describe("jbd") == "a journal of an ext file system, and no file system"
     assert describe("ntfs") == "ntfs"
     assert describe("") == "no file system that is known"
+
+
+def test_an_f2fs_over_several_devices_is_not_called_cut_off() -> None:
+    """As `mkfs.f2fs -c b a` of f2fs-tools 1.15 writes it."""
+    disk = bytearray(superblock(1024, b"\x10\x20\xf5\xf2"))
+    struct.pack_into("<I", disk, 1040, 12)
+    struct.pack_into("<Q", disk, 1060, 51200)
+    size = 51200 << 11
+    assert detect_filesystem(bytes(disk)) == "f2fs"
+    with pytest.raises(FormatError, match="cut off"):
+        check_whole(bytes(disk), size, "a")
+    disk[3225:3226], disk[3293:3294] = b"a", b"b"
+    start = bytes(disk)
+    check_whole(start, size, "a")
+    kind = detect_filesystem(start)
+    assert kind in NO_FILE_SYSTEM
+    assert describe(kind) == "one of the devices of an f2fs that has several"
 
 
 MAKERS = {
