@@ -11,7 +11,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -141,15 +141,17 @@ def _start_owner(address: bytes) -> None:
 def _ask(
     owner: socket.socket, guest: str, ports: Sequence[BoundPort]
 ) -> tuple[dict[str, Any], int] | None:
-    """Ask for a card: its facts and its tap. None if the owner ends."""
+    """Ask for a card: its facts and its tap. None if the owner ends without an answer."""
     receiver, fds = ControlReceiver(), list[int]()
     messages: list[Message] = []
     try:
         facts = {"guest": guest, "ports": [each.port.guest_port for each in ports]}
-        # One message of some hundred bytes: the kernel takes it whole.
-        socket.send_fds(
-            owner, [encode(Request(0, "join", facts))], [each.sock.fileno() for each in ports]
-        )
+        # One message of some hundred bytes: the kernel takes it whole. An owner that cannot be one
+        # answers before it is asked, and closes; its answer lies here all the same.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(
+                owner, [encode(Request(0, "join", facts))], [each.sock.fileno() for each in ports]
+            )
         while not messages:
             data, given, _, _ = socket.recv_fds(owner, _CHUNK, 1)
             if not data:
@@ -160,7 +162,7 @@ def _ask(
         raise GuestError(
             tr("the LAN does not answer within {answer_seconds} s", answer_seconds=_ANSWER_SECONDS)
         ) from err
-    except (BrokenPipeError, ConnectionResetError):
+    except ConnectionResetError:
         return None
     match messages[0], fds:
         case Event(_, "card", facts), [tap]:

@@ -131,11 +131,11 @@ async def _own(listener: socket.socket, maker: TapMaker) -> int:
 
 
 async def _turn_away(guests: trio.socket.SocketType, error: P2pcloopError) -> None:
-    """Answer the guests that wait for a LAN which does not come to be."""
+    """Answer the guests that wait for a LAN which does not come to be. Their requests say nothing
+    now, and are not waited for: a Unix socket keeps an answer also where its sender has closed."""
     with trio.move_on_after(_FAREWELL_SECONDS), suppress(OSError):
         while True:
-            connection, _ = await guests.accept()
-            with connection:
+            with await accept(guests) as connection, suppress(OSError):  # it may have gone
                 await connection.send(encode(Failure(0, error)))
 
 
