@@ -107,5 +107,5 @@ def test_nginx_takes_the_configuration_of_the_manual(tmp_path: Path) -> None:
     nginx = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
     assert nginx is not None
     command = (nginx, "-t", "-q", "-c", tmp_path / "conf", "-e", tmp_path / "errors")
-    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (told.returncode, told.stderr) == (0, "")

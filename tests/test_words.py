@@ -146,7 +146,7 @@ def test_english_loads_no_catalogue() -> None:
         "print(words.translated('Guests'), 'p2pcloop.catalogue' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout == "Guests False\n"
 

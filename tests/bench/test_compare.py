@@ -108,7 +108,7 @@ def test_measures_that_run_code_of_this_checkout_are_refused() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 2
     assert "stack" in done.stderr

@@ -132,7 +132,7 @@ def test_guests_boot_over_a_link_and_what_crossed_is_counted(place: Path) -> Non
         capture_output=True,
         check=True,
     )
-    plan = Plan([ours.COLD], rounds=1, limit=60, group=None)
+    plan = Plan([ours.COLD], rounds=1, limit=300, group=None)
     run = run_link(Link.parse("8748+20ms"), plan, built, lambda _line: None)
     [local], [cold] = run.samples.values()
     assert not (local.exceeded or cold.exceeded)

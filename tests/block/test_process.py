@@ -89,7 +89,7 @@ finally:
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert ended.returncode == -signal.SIGKILL

@@ -220,7 +220,7 @@ def test_the_answer_loads_no_command_and_no_click(tmp_path: Path) -> None:
     asked = {"_P2PCLOOP_COMPLETE": "bash_complete", "COMP_WORDS": "p2pcloop boo", "COMP_CWORD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | asked, capture_output=True, text=True, timeout=60, check=True,
+        env=os.environ | asked, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert done.stdout == "plain,boot\n"
     assert "click" not in done.stderr

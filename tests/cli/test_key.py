@@ -120,7 +120,7 @@ def test_what_is_no_key_is_not_imported(p2pcloop: Run, home: Path, tmp_path: Pat
 def test_a_key_comes_by_a_pipe_and_a_passphrase_by_a_terminal(home: Path) -> None:
     command = [str(P2PCLOOP), "key"]
     text = GOLDEN.read_bytes()
-    subprocess.run([*command, "import", "safe", "-"], input=text, check=True, timeout=60)
+    subprocess.run([*command, "import", "safe", "-"], input=text, check=True, timeout=120)
     ours, theirs = pty.openpty()
     try:
         with subprocess.Popen(

@@ -37,7 +37,7 @@ def ran(home: Path, *words: str, locale: str = "ja_JP.UTF-8") -> subprocess.Comp
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

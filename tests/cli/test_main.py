@@ -94,7 +94,7 @@ def test_help_loads_no_command(home: Path) -> None:
         "    print(*sorted(bad & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert "Usage: p2pcloop" in done.stdout
     assert done.stderr.split() == []
@@ -231,7 +231,7 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
     assert done.returncode == errors.StorageError.exit_code

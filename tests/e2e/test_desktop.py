@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,6 +23,9 @@ pytestmark = pytest.mark.e2e
 
 STILL = 2.0
 """Seconds without a change after which a picture is a still one."""
+
+PATIENCE = 15.0
+"""Seconds after which a line that a terminal has not answered is typed again."""
 
 BLACK = (0, 0, 0)
 ANSWER = (0, 215, 135)
@@ -44,6 +49,22 @@ class Screen(Picture, Protocol):
     def wait_until_still(self, seconds: float) -> None: ...
     def click(self, x: int, y: int) -> None: ...
     def type(self, text: str) -> None: ...
+
+
+class Typed:
+    """A line that is typed, and typed again where it is not answered: on a busy machine the window
+    may get its keys later than it is seen."""
+
+    def __init__(self, screen: Screen, line: str) -> None:
+        self._screen = screen
+        self._line = line
+        self._typed_at = -math.inf
+
+    def is_answered(self) -> bool:
+        if time.monotonic() - self._typed_at > PATIENCE:
+            self._screen.type(self._line)
+            self._typed_at = time.monotonic()
+        return self._screen.count(ANSWER) > TERMINAL
 
 
 @contextmanager
@@ -93,8 +114,7 @@ def test_a_desktop_is_complete_and_its_terminal_answers(
         screen.wait(lambda: screen.count(BLACK) > TERMINAL)
         screen.wait_until_still(STILL)  # its shell has its prompt
         assert not screen.count(ANSWER)
-        screen.type("printf '\\33[48;5;%dm\\33[2J' $((6*7))\n")
-        screen.wait(lambda: screen.count(ANSWER) > TERMINAL)
+        screen.wait(Typed(screen, "printf '\\33[48;5;%dm\\33[2J' $((6*7))\n").is_answered)
 
         in_guest = ("exec", "g1", "--")
         assert node.run(*in_guest, "pgrep", "-u", "knoppix", "-x", PROGRAM[kind]).out

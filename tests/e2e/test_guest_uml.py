@@ -156,7 +156,7 @@ def private_directories() -> set[Path]:
 def file_system_tool(name: str, *arguments: str | Path) -> str:
     """Run a program of e2fsprogs and return what it prints."""
     command = [programs.find_program(name, "e2fsprogs"), *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     return done.stdout
 
 

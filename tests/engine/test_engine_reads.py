@@ -300,9 +300,10 @@ async def test_idle_node_sleeps(nodes: Nodes, content: bytes) -> None:
             await torrent.save()
         steps = _Steps()
         trio.lowlevel.add_instrument(steps)
+        begun = trio.current_time()
         await trio.sleep(1.5)
         trio.lowlevel.remove_instrument(steps)
-        assert steps.count < 40
+        assert steps.count < 27 * (trio.current_time() - begun)  # a busy machine sleeps longer
 
 
 async def test_lost_news_are_made_up_for(

@@ -202,5 +202,5 @@ def test_torrents_and_settings_know_no_libtorrent() -> None:
         "from p2pcloopd.engine.disk import seeding\n"
         "print(json.dumps('libtorrent' in sys.modules))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120)
     assert json.loads(run.stdout) is False

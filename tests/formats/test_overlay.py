@@ -400,7 +400,7 @@ def test_opened_twice_is_refused(path: Path) -> None:
             "try: Overlay.open(Path(sys.argv[1]), image_id=None)\n"
             "except BusyError as err: sys.exit(err.exit_code)\n"
         )
-        done = subprocess.run([sys.executable, "-c", script, path], timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", script, path], timeout=120, check=False)
         assert done.returncode == BusyError.exit_code
     with Overlay.open(path, image_id=IMAGE, read_only=True) as one:
         with Overlay.open(path, image_id=IMAGE, read_only=True) as other:

@@ -293,7 +293,7 @@ def test_a_full_disk_refuses_writes_and_keeps_the_rest(tmp_path: Path) -> None:
         input=FULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("held\n", "")

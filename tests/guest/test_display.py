@@ -93,7 +93,7 @@ def test_xauth_reads_the_cookie(tmp_path: Path) -> None:
     file.write_bytes(access.authority_file(cookie))
     xauth = find_program("xauth", "xauth")
     listing = subprocess.run(
-        [xauth, "-n", "-f", file, "list"], capture_output=True, text=True, check=True, timeout=60
+        [xauth, "-n", "-f", file, "list"], capture_output=True, text=True, check=True, timeout=120
     )
     assert listing.stdout.split()[-2:] == ["MIT-MAGIC-COOKIE-1", cookie.hex()]
 

@@ -258,7 +258,7 @@ with joined(home, "lan", "g1") as card:
         await card.follow(said.append)
         said.append("end")
     async def main():
-        with trio.fail_after(60):
+        with trio.fail_after(120):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(follow)
                 descendant(owner, "libslirp-helper").kill()

@@ -108,7 +108,7 @@ def test_nft_takes_the_rules() -> None:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     subprocess.run(
         ["unshare", "--net", *user, "nft", "-f", "-"],
-        input=choose_network([]).rules(), text=True, timeout=60, check=True,
+        input=choose_network([]).rules(), text=True, timeout=120, check=True,
     )  # fmt: skip
 
 

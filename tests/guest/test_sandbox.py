@@ -378,7 +378,7 @@ async def test_a_device_that_is_handed_in_can_be_opened(tmp_path: Path) -> None:
 def why_it_does_not_start(*before: str) -> str:
     done = subprocess.run(
         [*before, sys.executable, "-c", FAILING],
-        stdout=subprocess.PIPE, text=True, cwd=CHECKOUT, timeout=60, check=True,
+        stdout=subprocess.PIPE, text=True, cwd=CHECKOUT, timeout=120, check=True,
     )  # fmt: skip
     return done.stdout
 

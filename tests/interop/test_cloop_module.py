@@ -56,11 +56,11 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Module:
     subprocess.run(
         ["gcc", "-O1", "-w", "-fms-extensions", source, "-o", program, *LIBRARIES],
         check=True,
-        timeout=60,
+        timeout=120,
     )
 
     def read(cloop: Path) -> bytes:
-        done = subprocess.run([program, cloop], capture_output=True, timeout=60, check=False)
+        done = subprocess.run([program, cloop], capture_output=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
 
@@ -116,7 +116,7 @@ def test_zlib_alone_is_read_by_extract_compressed_fs_too(tmp_path: Path) -> None
     with path.open("wb") as dest:
         header = write_cloop(io.BytesIO(raw), len(raw), dest, CloopForm(version=4, block_size=4096))
     done = subprocess.run(
-        ["extract_compressed_fs", path, "-"], capture_output=True, timeout=60, check=True
+        ["extract_compressed_fs", path, "-"], capture_output=True, timeout=120, check=True
     )
     assert done.stdout == raw.ljust(header.size, b"\0")
 

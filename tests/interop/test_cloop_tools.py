@@ -18,7 +18,7 @@ SIZE = 100_000
 
 
 def run(*command: str | Path, stdin: bytes | None = None, status: int = 0) -> bytes:
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False)
     assert done.returncode == status, done.stderr.decode()
     return done.stdout
 

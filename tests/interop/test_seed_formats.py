@@ -17,7 +17,7 @@ RAW = make_image(2_000_000, seed=2)
 
 
 def run(*command: str | Path) -> bytes:
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 

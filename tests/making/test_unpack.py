@@ -175,7 +175,7 @@ def test_compressed_disk_images(tmp_path: Path, options: tuple[str, ...]) -> Non
 def test_an_image_whose_writer_was_ended_by_force_can_be_repaired(tmp_path: Path) -> None:
     dirty = tmp_path / "dirty.qcow2"
     tool("qemu-img", "create", "-f", "qcow2", "-o", "lazy_refcounts=on", dirty, "4M")
-    subprocess.run(["qemu-io", "-c", "write 0 64k", "-c", "abort", dirty], timeout=60, check=False)
+    subprocess.run(["qemu-io", "-c", "write 0 64k", "-c", "abort", dirty], timeout=120, check=False)
     with pytest.raises(FormatError) as caught:
         unpacked(tmp_path, "qcow2", dirty.read_bytes())
     assert "qemu-img check -r all" in (caught.value.hint or "")

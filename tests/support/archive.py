@@ -13,7 +13,7 @@ from pathlib import Path
 def run(*words: str | Path, **environment: str) -> str:
     """Run a program to its end; its standard output."""
     return subprocess.run(
-        words, check=True, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        words, check=True, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
         env=os.environ | environment,
     ).stdout  # fmt: skip
 

@@ -25,7 +25,7 @@ def make_iso(out: Path, files: dict[str, bytes], *options: str) -> Path:
 def make_iso_of(tree: Path, out: Path, *options: str) -> Path:
     """Write a CD image with what is in a folder, links too."""
     command = ["genisoimage", "-quiet", "-no-pad", *options, "-o", str(out), str(tree)]
-    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
     return out
 
 

@@ -15,7 +15,7 @@ from tests.support.descriptors import open_descriptors
 from tools.console import Console, ConsoleError, strip_controls
 
 PROMPT = r"ready# "
-LIMIT = 30
+LIMIT = 120
 ENV = {"PS1": "ready# ", "PATH": os.environ["PATH"], "TERM": "vt220"}
 
 

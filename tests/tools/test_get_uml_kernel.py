@@ -37,7 +37,7 @@ class Suites:
         source = f'#include <stdio.h>\nint main(void) {{ puts("{release}"); }}\n'
         program = self.archive.root / "program"
         subprocess.run(
-            ["gcc", "-x", "c", "-o", program, "-"], input=source, text=True, check=True, timeout=60
+            ["gcc", "-x", "c", "-o", program, "-"], input=source, text=True, check=True, timeout=120
         )
         files = {
             "usr/bin/linux.uml": program.read_bytes(),

@@ -50,7 +50,7 @@ def starts_itself(path: Path) -> bool:
 
 def test_the_scripts_have_no_warning() -> None:
     done = subprocess.run(
-        ["shellcheck", *SCRIPTS], capture_output=True, text=True, timeout=60, check=False,
+        ["shellcheck", *SCRIPTS], capture_output=True, text=True, timeout=120, check=False,
         cwd=CHECKOUT,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -128,12 +128,12 @@ def test_a_tiny_image_is_built_once_and_its_cloop_holds_it(tmp_path: Path) -> No
     assert cloop == tmp_path / "tiny.cloop"
     image = tmp_path / "tiny.img"
     subprocess.run(
-        ["qemu-img", "compare", "-f", "cloop", "-F", "raw", cloop, image], check=True, timeout=60
+        ["qemu-img", "compare", "-f", "cloop", "-F", "raw", cloop, image], check=True, timeout=120
     )
-    subprocess.run(["e2fsck", "-fn", image], check=True, timeout=60)
+    subprocess.run(["e2fsck", "-fn", image], check=True, timeout=120)
     package = tmp_path / "hello.deb"
     subprocess.run(["debugfs", "-R", f"dump /root/hello.deb {package}", image], check=True)
-    subprocess.run(["dpkg-deb", "--contents", package], check=True, timeout=60)
+    subprocess.run(["dpkg-deb", "--contents", package], check=True, timeout=120)
     package.unlink()
     built = cloop.stat()
 
@@ -151,7 +151,7 @@ def test_what_another_call_builds_is_waited_for(tmp_path: Path) -> None:
         assert str(tmp_path) in read_until(build, "waiting for another build-image")
         (tmp_path / "tiny.cloop").touch()
         os.close(lock)
-        assert build.communicate(timeout=60)[0] == f"{tmp_path}/tiny.cloop\n"
+        assert build.communicate(timeout=120)[0] == f"{tmp_path}/tiny.cloop\n"
 
 
 def test_what_is_here_waits_for_no_other(tmp_path: Path) -> None:
@@ -173,16 +173,16 @@ def test_a_tiny_knoppix_is_a_cd_with_a_cloop_of_its_root(tmp_path: Path) -> None
     cd, root = Path(done.stdout.rstrip("\n")), tmp_path / "tiny-knoppix.img"
     assert cd == tmp_path / "tiny-knoppix.iso"
     listing = subprocess.run(
-        ["isoinfo", "-R", "-f", "-i", cd], check=True, capture_output=True, text=True, timeout=60
+        ["isoinfo", "-R", "-f", "-i", cd], check=True, capture_output=True, text=True, timeout=120
     )
     assert {"/KNOPPIX/KNOPPIX", "/boot/isolinux/isolinux.bin"} <= set(listing.stdout.split())
     cloop = subprocess.run(
         ["isoinfo", "-R", "-x", "/KNOPPIX/KNOPPIX", "-i", cd],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     (tmp_path / "cloop").write_bytes(cloop.stdout)
     subprocess.run(
         ["extract_compressed_fs", tmp_path / "cloop", tmp_path / "out"],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     assert (tmp_path / "out").read_bytes().rstrip(b"\0") == root.read_bytes().rstrip(b"\0")
