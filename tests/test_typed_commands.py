@@ -14,8 +14,10 @@ from pathlib import Path
 import click
 import pytest
 
+from p2pcloop.catalogue import FOLDER, read_entries
 from p2pcloop.cli.commands import COMMANDS
 from p2pcloop.cli.main import cli
+from p2pcloop.formats.config import SETTINGS
 
 CHECKOUT = Path(__file__).parents[1]
 MANUAL = [page for page in CHECKOUT.glob("docs/**/*.md") if page.parent.name != "measurements"]
@@ -136,6 +138,16 @@ def test_what_help_tells_to_type_is_taken() -> None:
         helps.append(command.get_help(click.Context(command, info_name=name, parent=context)))
     examples = [line.strip() for text in helps for line in text.splitlines()]
     assert faults((line for line in examples if line.startswith("p2pcloop ")), whole=True) == []
+
+
+def test_messages_name_the_command_that_changes_a_setting() -> None:
+    """And not the key alone, which is written otherwise in config.toml, in a table."""
+    messages = [entry.id for entry in read_entries((FOLDER / "ja.po").read_text())]
+    by_hand = re.compile(r"`[a-z_.]+`[^`]*config\.toml|[Ss]et `")
+    assert [message for message in messages if by_hand.search(message)] == []
+    keys = [key for message in messages for key in re.findall(r"config set (\S+) ", message)]
+    assert "listen" in keys
+    assert {key for key in keys if key.islower()} - {"{key}"} <= SETTINGS.keys()
 
 
 @pytest.mark.parametrize(

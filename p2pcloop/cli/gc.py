@@ -33,7 +33,7 @@ Examples:
     "--quota",
     type=SIZE,
     metavar="SIZE",
-    help="What the images in the home may take.  [default: `quota` of config.toml]",
+    help="What the images in the home may take.  [default: the setting quota]",
 )
 @click.option("--dry-run", is_flag=True, help="Only tell what would go.")
 @home_option

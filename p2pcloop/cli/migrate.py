@@ -24,8 +24,8 @@ from p2pcloop.text import printable, to_json
 from p2pcloop.words import joined, tr
 
 _NOT_REACHED = tr(
-    "what it said stands above; the node here must be reachable from there (`listen` in"
-    " config.toml)"
+    "what it said stands above; the node here must be reachable from there:"
+    " `p2pcloop config set listen ADDRESS:PORT`"
 )
 
 _EPILOG = """
@@ -175,9 +175,9 @@ def command(
     """Move the guest NAME, which runs here, to HOST, where it goes on in the background.
 
     HOST is reached by ssh, and has p2pcloop. It fetches the guest's state from this node, which
-    must be reachable from there (`listen`). A guest that was booted here is brought there while it
-    runs; then it stops, what has changed meanwhile follows, and it goes on there, with the network
-    that it had here. Going back moves only what changed there.
+    must be reachable from there (the setting listen). A guest that was booted here is brought there
+    while it runs; then it stops, what has changed meanwhile follows, and it goes on there, with the
+    network that it had here. Going back moves only what changed there.
 
     If it cannot go on there, it is suspended here: `p2pcloop resume NAME` goes on.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 
 from p2pcloop.store.home import Home
 from p2pcloop.words import tr
@@ -16,9 +17,10 @@ def is_only_here(hosts: list[str]) -> bool:
 def describe_only_here(home: Home) -> str:
     """Text for a user whose node no other machine reaches."""
     return tr(
-        "only this machine reaches the node: to serve others, set `listen` in {config}"
-        " (docs/daemon.md), restart it and publish again",
-        config=home.config,
+        "only this machine reaches the node: to serve others,"
+        " `p2pcloop config set listen 0.0.0.0:6881 --home {root}`, restart it and publish again"
+        " (docs/daemon.md)",
+        root=shlex.quote(str(home.root)),
     )
 
 

@@ -472,8 +472,9 @@ def serve_version(
     answer = client.call("seed_manifest", manifest=signed.data, public=public, secret=secret)
     if public and not answer["announced"]:
         notify(
-            "it is public, but announced nowhere: turn on `dht` or `announce_trackers` in"
-            " config.toml (docs/daemon.md) and restart p2pcloopd"
+            "it is public, but announced nowhere: `p2pcloop config set discovery.dht true` or"
+            " `p2pcloop config set discovery.announce_trackers URL`, and restart p2pcloopd"
+            " (docs/daemon.md)"
         )
     manifest = signed.manifest
     record = Record(

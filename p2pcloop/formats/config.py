@@ -134,6 +134,11 @@ class Config:
     metrics: Metrics = field(default_factory=Metrics)
 
 
+def hint_of_listen(key: str) -> str:
+    """What to do where a node cannot listen as the setting `key` says."""
+    return tr("`p2pcloop config set {key} ADDRESS:PORT` with another address or port", key=key)
+
+
 def differing(one: Config, other: Config) -> list[str]:
     """The keys of the settings in which two configurations differ."""
     return [key for key in SETTINGS if value_of(one, key) != value_of(other, key)]

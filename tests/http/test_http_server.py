@@ -252,7 +252,7 @@ async def test_addresses_that_cannot_be_listened_on() -> None:
     async with listener:
         port = listener.socket.getsockname()[1]
         with pytest.raises(BusyError, match=re.escape(f"127.0.0.1:{port}")):
-            await open_http_listener("127.0.0.1", port)
+            await open_http_listener("127.0.0.1", port, "another one")
     with pytest.raises(UsageError, match=re.escape("192.0.2.1:80")):
         await open_http_listener("192.0.2.1", 80)
 

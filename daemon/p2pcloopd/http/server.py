@@ -23,6 +23,7 @@ import trio
 from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.frozen import dataclass
+from p2pcloop.words import tr
 from p2pcloopd.accepting import NO_ROOM
 from p2pcloopd.http.semantics import (
     Headers,
@@ -141,8 +142,11 @@ class Site(Protocol):
         """What a POST is answered with, or None where there is nothing. Errors as of `find`."""
 
 
-async def open_http_listener(host: str, port: int) -> trio.SocketListener:
+async def open_http_listener(host: str, port: int, hint: str | None = None) -> trio.SocketListener:
     """Listen on an address.
+
+    Args:
+        hint: for the error.
 
     Raises:
         BusyError: the port is taken.
@@ -153,8 +157,12 @@ async def open_http_listener(host: str, port: int) -> trio.SocketListener:
     except OSError as err:
         kind = BusyError if err.errno == errno.EADDRINUSE else UsageError
         raise kind(
-            f"cannot listen on {format_peer((host, port))}: {err.strerror}",
-            hint="choose another address or port",
+            tr(
+                "cannot listen on {where}: {message}",
+                where=format_peer((host, port)),
+                message=err.strerror,
+            ),
+            hint=hint,
         ) from err
     return listener
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, FormatError, storage_error
-from p2pcloop.formats.config import MAX_LISTEN
+from p2pcloop.formats.config import MAX_LISTEN, hint_of_listen
 from p2pcloop.formats.named import read_file
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.store.home import replace_file
@@ -48,6 +48,7 @@ def choose_ports(
     """
     kept = _load(path)
     wanted = {"ports": listen, "http": [(host, 0) for host, _ in listen] if http is None else http}
+    settings = {"ports": "listen", "http": "listen" if http is None else "http.listen"}
     taken = {port for ports in wanted.values() for _, port in ports}
     chosen: dict[str, list[Address]] = {}
     new: dict[str, dict[str, int]] = {}
@@ -55,7 +56,7 @@ def choose_ports(
         chosen[kind] = []
         new[kind] = dict(kept[kind])
         for host, asked in addresses:
-            port = asked or _port(host, kept[kind].get(host), taken, warn)
+            port = asked or _port(settings[kind], host, kept[kind].get(host), taken, warn)
             taken.add(port)
             chosen[kind].append((host, port))
             if not asked:
@@ -69,7 +70,13 @@ def choose_ports(
     return chosen["ports"], chosen["http"]
 
 
-def _port(host: str, kept: int | None, taken: Container[int], warn: Callable[[str], None]) -> int:
+def _port(
+    setting: str,
+    host: str,
+    kept: int | None,
+    taken: Container[int],
+    warn: Callable[[str], None],
+) -> int:
     if kept is not None:
         if kept not in taken and _is_free(host, kept):
             return kept
@@ -86,7 +93,7 @@ def _port(host: str, kept: int | None, taken: Container[int], warn: Callable[[st
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         if port not in taken and _is_free(host, port):
             return port
-    raise BusyError(tr("no port of {host} is free", host=host), hint="set `listen` in config.toml")
+    raise BusyError(tr("no port of {host} is free", host=host), hint=hint_of_listen(setting))
 
 
 def _is_free(host: str, port: int) -> bool:

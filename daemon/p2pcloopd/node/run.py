@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from p2pcloop.errors import BusyError, UsageError
-from p2pcloop.formats.config import Config, load_config
+from p2pcloop.formats.config import Config, hint_of_listen, load_config
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.words import tr
@@ -90,6 +90,7 @@ async def _listen(
         BusyError: a port is taken.
         UsageError: it cannot listen where it was told to.
     """
+    hint = hint_of_listen("listen" if config.http.listen is None else "http.listen")
     for tries_left in reversed(range(_TRIES)):
         is_first = not home.ports.exists()
         warnings: list[str] = []
@@ -101,7 +102,7 @@ async def _listen(
         async with AsyncExitStack() as opened:
             try:
                 http = [
-                    await opened.enter_async_context(await open_http_listener(*address))
+                    await opened.enter_async_context(await open_http_listener(*address, hint))
                     for address in http_listen
                 ]
                 settings = _engine_settings(config, listen)
@@ -156,7 +157,10 @@ async def _serve(
 
 
 async def _serve_metrics(node: Node, nursery: trio.Nursery) -> None:
-    listening = [await open_http_listener(*each) for each in node.config.metrics.listen]
+    listening = [
+        await open_http_listener(*each, hint_of_listen("metrics.listen"))
+        for each in node.config.metrics.listen
+    ]
     node.metrics_listen = [each.socket.getsockname()[:2] for each in listening]
     if listening:
         # What it asks of the node is no traffic of the node.
