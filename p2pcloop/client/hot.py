@@ -29,6 +29,7 @@ from p2pcloop.making.targets import DeviceTarget
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import ancestors, fit_profile
 from p2pcloop.store.sources import remember_source
+from p2pcloop.store.unpacked_kernels import pages_like
 from p2pcloop.units import BLOCK_SIZE
 from p2pcloop.words import tr
 
@@ -167,11 +168,15 @@ class HotMaker:
         secret = opened.ref.secret if opened.ref.signed.manifest.private else None
         found = unpack_touches(touches, blocks=opened.image.size // BLOCK_SIZE)
         seal = None if secret is None else Seal.new(secret)
+        machine = opened.ref.signed.manifest.machine
+        kernels = [] if machine is None else pages_like(machine)
         with progress_bar("packing", quiet=self.quiet) as progress:
             progress(0, sum(touch.count for touch in found) * BLOCK_SIZE)
             try:
                 with (begin_layer(staging) / "pack").open("wb") as file:
-                    return pack_hot(_target(opened), found, file, progress, seal=seal)
+                    return pack_hot(
+                        _target(opened), found, file, progress, seal=seal, kernels=kernels
+                    )
             except OSError as err:
                 raise storage_error(tr("cannot write in {staging}", staging=staging), err) from err
 

@@ -44,10 +44,18 @@ class Codec(enum.IntEnum):
     LZO = 5
     CHAIN_START = 6
     CHAIN_NEXT = 7
+    UNFILTERED_START = 8
+    UNFILTERED_NEXT = 9
 
 
-CHAINED = frozenset((Codec.CHAIN_START, Codec.CHAIN_NEXT))
-"""The codecs of chunks that are decoded after those before them: they came with version 4."""
+FOLLOWING = frozenset((Codec.CHAIN_NEXT, Codec.UNFILTERED_NEXT))
+"""The codecs of chunks that are decoded after those before them."""
+
+CHAINED = FOLLOWING | {Codec.CHAIN_START, Codec.UNFILTERED_START}
+"""The codecs of chunks of chains: they came with version 4."""
+
+UNFILTERED = frozenset((Codec.UNFILTERED_START, Codec.UNFILTERED_NEXT))
+"""The codecs of chunks of chains that have not passed the filter for x86 code."""
 
 FIRST_CODECS = frozenset((Codec.NONE, Codec.ZLIB, Codec.ZSTD))
 """The codecs of indexes of version 1 and 2."""
@@ -89,7 +97,7 @@ class Chunk:
     @property
     def follows(self) -> bool:
         """Whether it is one of a chain, and not the first."""
-        return self.codec is Codec.CHAIN_NEXT
+        return self.codec in FOLLOWING
 
     @property
     def chained(self) -> bool:

@@ -2,10 +2,10 @@
 (docs/formats/pack.md).
 
 Each chunk is first passed through the filter for x86 code (BCJ, of the .xz format), from position 0
-on, and then stored as LZMA2 chunks. The first that is compressed resets the state and sets its
-properties. None resets the dictionary, which is the filtered content of the chain so far, but the
-very first of the chain. So the decoded content depends on a chunk's own bytes and on the content of
-the chunks before it, and on nothing else.
+on, unless its codec says otherwise. Then it is stored as LZMA2 chunks. The first that is compressed
+resets the state and sets its properties. None resets the dictionary, which is the filtered content
+of the chain so far, but the very first of the chain. So the decoded content depends on a chunk's
+own bytes and on the content of the chunks before it, and on nothing else.
 
 The standard library decodes. It cannot encode: its encoder flushes only at the end. So liblzma, the
 library that it is made of, encodes by ctypes.
@@ -70,7 +70,16 @@ class ChainDecoder:
         self._done = self._chunks = 0
         self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[_LZMA2])
 
-    def decode(self, stored: bytes, size: int) -> bytes:
+    def skip(self, content: bytes) -> None:
+        """Take the content of the next chunk, one without the filter, as if it was decoded.
+
+        Raises:
+            FormatError: the chain is too long.
+        """
+        self._count(len(content))
+        self._decompressor.decompress(_plain_frames(content, starts=self._chunks == 1))
+
+    def decode(self, stored: bytes, size: int, *, filtered: bool = True) -> bytes:
         """Return the content of the next chunk, which must be exactly `size` bytes long. Other
         threads run meanwhile.
 
@@ -81,6 +90,15 @@ class ChainDecoder:
         if self.broken:
             raise FormatError("a chunk of a chain before this one is damaged")
         _check_frames(stored, size, starts=not self._chunks)
+        self._count(size)
+        try:
+            content = self._decompressor.decompress(stored)
+            return _unfilter(content) if filtered else content
+        except (lzma.LZMAError, EOFError) as err:
+            raise FormatError(tr("a chunk of a chain is damaged: {err}", err=err)) from err
+
+    def _count(self, size: int) -> None:
+        """Count a chunk of so many bytes of content."""
         self._done += size
         self._chunks += 1
         if self._done > MAX_CHAIN_SIZE or self._chunks > MAX_CHAIN_CHUNKS:
@@ -91,10 +109,6 @@ class ChainDecoder:
                     max_chain_chunks=MAX_CHAIN_CHUNKS,
                 )
             )
-        try:
-            return _unfilter(self._decompressor.decompress(stored))
-        except (lzma.LZMAError, EOFError) as err:
-            raise FormatError(tr("a chunk of a chain is damaged: {err}", err=err)) from err
 
 
 class ChainEncoder:
@@ -116,15 +130,15 @@ class ChainEncoder:
         self._begun = False
         self._check(self._library.lzma_raw_encoder(ctypes.byref(self._stream), self._filters))
 
-    def encode(self, content: bytes) -> bytes:
+    def encode(self, content: bytes, *, filtered: bool = True) -> bytes:
         """Return the stored bytes of the next chunk. Other threads run meanwhile."""
         if self._begun:
             self._reset_state()
         self._begun = True
-        filtered = _filter(content)
-        stored = ctypes.create_string_buffer(len(filtered) + (len(filtered) >> 8) + 1024)
+        packed = _filter(content) if filtered else content
+        stored = ctypes.create_string_buffer(len(packed) + (len(packed) >> 8) + 1024)
         stream = self._stream
-        stream.next_in, stream.avail_in = filtered, len(filtered)
+        stream.next_in, stream.avail_in = packed, len(packed)
         stream.next_out, stream.avail_out = ctypes.addressof(stored), len(stored)
         code = self._library.lzma_code(ctypes.byref(stream), _SYNC_FLUSH)
         assert code == _STREAM_END, f"liblzma did not encode a chunk: {code}"
@@ -192,12 +206,22 @@ def _filter(content: bytes) -> bytes:
 
 def _unfilter(filtered: bytes) -> bytes:
     """The content that `_filter` was given."""
+    frames = _plain_frames(filtered, starts=True) + bytes([_END])
+    return lzma.decompress(frames, lzma.FORMAT_RAW, filters=_FILTER)
+
+
+def _plain_frames(data: bytes, *, starts: bool) -> bytes:
+    """Data as LZMA2 chunks that are not compressed.
+
+    Args:
+        starts: the first of them resets the dictionary.
+    """
     parts: list[bytes] = []
-    for at in range(0, len(filtered), _PLAIN_SIZE):
-        part = filtered[at : at + _PLAIN_SIZE]
-        parts += (bytes([_PLAIN if at else _PLAIN_FIRST]), (len(part) - 1).to_bytes(2, "big"), part)
-    parts.append(bytes([_END]))
-    return lzma.decompress(b"".join(parts), lzma.FORMAT_RAW, filters=_FILTER)
+    for at in range(0, len(data), _PLAIN_SIZE):
+        part = data[at : at + _PLAIN_SIZE]
+        control = _PLAIN if at or not starts else _PLAIN_FIRST
+        parts += (bytes([control]), (len(part) - 1).to_bytes(2, "big"), part)
+    return b"".join(parts)
 
 
 _NO_FILTER = (1 << 64) - 1

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.block_map import LayerMap
-from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, PAGE_SIZE, Chunk, ChunkPage, Codec
+from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, PAGE_SIZE, UNFILTERED, Chunk, ChunkPage
 from p2pcloop.formats.codec import decode
 from p2pcloop.formats.index import IndexHeader, read_header, read_map, read_page
 from p2pcloop.formats.lzma_chain import MAX_CHAIN_CHUNKS, MAX_CHAIN_SIZE, ChainDecoder
@@ -19,6 +19,8 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.chain import Decode, OpenChains
 from p2pcloop.image.content import Content
+from p2pcloop.image.dictionary import Dictionary
+from p2pcloop.store.unpacked_kernels import PageLike
 from p2pcloop.words import tr
 
 Elsewhere = Callable[[Chunk], bytes | None]
@@ -58,10 +60,24 @@ class Pack:
         """Return the content of a chunk of this pack, verified; None if the bytes are wrong."""
         return _if_right(chunk, self.decode_unverified(chunk, stored))
 
-    def decode_next(self, chunk: Chunk, stored: bytes, decoder: ChainDecoder) -> bytes | None:
-        """The same for a chunk of a chain whose decoder has come to it."""
+    def decode_next(
+        self,
+        chunk: Chunk,
+        stored: bytes,
+        decoder: ChainDecoder,
+        before: Sequence[bytes] = (),
+    ) -> bytes | None:
+        """The same for a chunk of a chain.
+
+        Args:
+            decoder: has come to it, or to chunks before it.
+            before: the content of these.
+        """
         try:
-            data = decoder.decode(self._opened(chunk, stored), chunk.size)
+            for content in before:
+                decoder.skip(content)
+            filtered = chunk.codec not in UNFILTERED
+            data = decoder.decode(self._opened(chunk, stored), chunk.size, filtered=filtered)
         except (FormatError, MismatchError):
             data = None
         right = _if_right(chunk, data)
@@ -180,6 +196,7 @@ class Layer:
         pages: PageCache | None = None,
         chains: OpenChains | None = None,
         kept: Kept | None = None,
+        kernels: Sequence[PageLike] = (),
     ) -> None:
         """Read and verify the map.
 
@@ -192,6 +209,7 @@ class Layer:
             pages: keeps the pages of the chunk table; shared by the layers of an image.
             chains: keeps the decoders of chains; shared by the layers of an image.
             kept: decoded chunks of the image, or None.
+            kernels: their pages may be the dictionary of a hot layer.
 
         Raises:
             Missing: the map is not here.
@@ -203,6 +221,7 @@ class Layer:
         self._elsewhere = elsewhere
         self._packs = (Pack(content, header.index_length, header.pack_length, seal), *sources)
         self._map = self.load_map()
+        self._dictionary = Dictionary(self._map, kernels if header.hot else ())
         self._pages = pages or PageCache()
         self._chains = chains or OpenChains()
         self._kept = kept
@@ -314,7 +333,7 @@ class Layer:
 
     def needs(self, number: int, before: Container[int] = ()) -> Sequence[int]:
         """The chunks whose stored bytes it takes to read a chunk: itself, last, and of a chain
-        those before it that its decoder has not come to.
+        those before it that its decoder has not come to, without a dictionary that is here.
 
         Args:
             before: chunks that are read before it; neither they nor what they need are named.
@@ -325,8 +344,10 @@ class Layer:
         """
         at, chunk = number, self.chunk(number)
         size = chunk.size
-        while chunk.codec is Codec.CHAIN_NEXT:
+        while chunk.follows:
             if (self.header.layer_id, at) in self._chains or at - 1 in before:
+                break
+            if at == self._dictionary.chunks and self._dictionary.is_here(self._entries(at)):
                 break
             at -= 1
             if at < 0 or not (chunk := self.chunk(at)).chained:
@@ -395,12 +416,19 @@ class Layer:
     def _prepare(self, number: int) -> Decode:
         chunk, pack = self.chunk(number), self._packs[0]
         stored = pack.content.read(pack.start + chunk.offset, chunk.length)
+        place, before = (self.header.layer_id, number), None
+        if number == self._dictionary.chunks and place not in self._chains:
+            before = self._dictionary.contents(self._entries(number))
         decoder = self._chains.step(
-            (self.header.layer_id, number),
-            starts=chunk.codec is Codec.CHAIN_START,
+            place,
+            starts=before is not None or not chunk.follows,
             ends=number + 1 == self.header.chunk_count,
         )
-        return partial(pack.decode_next, chunk, stored, decoder)
+        return partial(pack.decode_next, chunk, stored, decoder, before or ())
+
+    def _entries(self, count: int) -> list[Chunk]:
+        """The first entries of the table; errors as of `chunk`."""
+        return [self.chunk(number) for number in range(count)]
 
     def missing_chunk(self, number: int) -> ByteRange | None:
         """Return the range of a chunk's stored bytes; None if the chunk is on this machine.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +19,7 @@ from p2pcloop.image.layer import Layer, Pack, PageCache, load_header
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
 from p2pcloop.store.home import Home
 from p2pcloop.store.kept import KeptChunks
+from p2pcloop.store.unpacked_kernels import PageLike, pages_like
 from p2pcloop.words import tr
 
 MAX_HEADERS_SIZE = 2 * MAX_HEADER_SIZE
@@ -36,6 +37,7 @@ class StoredImage:
         *,
         known: KnownChunks | None = None,
         kept: KeptChunks | None = None,
+        kernels: Sequence[PageLike] = (),
     ) -> None:
         """Nothing is read yet.
 
@@ -45,6 +47,7 @@ class StoredImage:
             secret: of a private image, as its link has it.
             known: searched for each chunk that is missing, before p2pcloopd is asked.
             kept: decoded chunks of an earlier boot; closed with the image.
+            kernels: of this machine, for a state.
 
         Raises:
             UsageError: the image is private and there is no secret.
@@ -55,6 +58,7 @@ class StoredImage:
         self._secret = secret if manifest.private else None
         self._known = known
         self._kept = kept
+        self._kernels = kernels
         self._contents = {
             layer.torrent: StoredContent(torrents / layer.torrent.hex(), layer)
             for layer in manifest.all_layers
@@ -74,13 +78,15 @@ class StoredImage:
         *,
         kept: KeptChunks | None = None,
     ) -> Self:
-        """From a home's store; chunks that other images there have are read from those.
+        """From a home's store; chunks that other images there have are read from those, and of a
+        state, what this machine's kernels have.
 
         Raises:
             UsageError, MismatchError: as for the constructor.
         """
         known = KnownChunks(home, secrets=[] if secret is None else [secret])
-        return cls(manifest, home.torrents, secret, known=known, kept=kept)
+        kernels = [] if manifest.machine is None else pages_like(manifest.machine)
+        return cls(manifest, home.torrents, secret, known=known, kept=kept, kernels=kernels)
 
     def accept(self, wanted: ByteRange, data: bytes) -> None:
         """Take p2pcloopd's answer to a missing range."""
@@ -172,6 +178,7 @@ class StoredImage:
             pages=self._pages,
             chains=self._chains,
             kept=self._kept,
+            kernels=self._kernels,
         )
 
     def _elsewhere(self, chunk: Chunk) -> bytes | None:

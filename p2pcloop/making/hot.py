@@ -3,6 +3,8 @@
 Its pack holds the blocks in order of first touch, in chains (formats/lzma_chain.py): a boot fetches
 and decodes one file from end to end. The content of the device does not change. The other layers
 and their peers do not change either (docs/design.md, "An optimized image").
+
+Of a state the pages of the guest's kernel may come first, as a dictionary (image/dictionary.py).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import field
-from itertools import islice
+from itertools import chain, islice, takewhile
 from typing import BinaryIO, Final
 
 from p2pcloop.errors import UsageError
@@ -24,11 +26,13 @@ from p2pcloop.formats.profile import Touch
 from p2pcloop.formats.seal import Seal
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
+from p2pcloop.image.dictionary import MAX_CHUNKS as MAX_DICTIONARY_CHUNKS
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.making.build import Progress
 from p2pcloop.making.changes import ZERO_BLOCK, Stretch, Target, append_block, stretches_of
 from p2pcloop.making.targets import upper_stretches
+from p2pcloop.store.unpacked_kernels import PageLike
 from p2pcloop.units import BLOCK_SIZE
 
 HOT_BLOCKS: Final = 64
@@ -40,6 +44,22 @@ CHAIN_CHUNKS = MAX_CHAIN_CHUNKS
 
 MAX_HOT_BLOCKS = 1 << 18
 """Blocks that are packed at most, the first ones: 1 GiB. No boot reads more."""
+
+
+_Content = tuple[bytes, bool]
+"""Of a chunk, and whether it passes the filter for x86 code."""
+
+_CODECS = {
+    (True, False): Codec.CHAIN_START,
+    (True, True): Codec.CHAIN_NEXT,
+    (False, False): Codec.UNFILTERED_START,
+    (False, True): Codec.UNFILTERED_NEXT,
+}
+"""By whether a chunk passes that filter, and whether it follows one of its chain."""
+
+LEAST_EQUAL: Final = 8
+"""Pages of a kernel that must be in a guest's memory as they are in its file: a banner, tables. Of
+Debian's kernel 30 of 533 are; all others have places that the kernel changed when it started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +88,7 @@ def pack_hot(
     progress: Progress,
     *,
     seal: Seal | None = None,
+    kernels: Sequence[PageLike] = (),
 ) -> HotLayer:
     """Write the pack of a hot layer and return its index.
 
@@ -77,6 +98,7 @@ def pack_hot(
         pack: the pack is written to it, from its start.
         progress: called with the bytes of the target that are packed.
         seal: seals the layer of a private image.
+        kernels: of this machine; the device is then that of a state.
 
     Raises:
         UsageError: nothing but zeros is touched.
@@ -86,15 +108,16 @@ def pack_hot(
     order = _Order(target)
     chunks: list[Chunk] = []
     length = blocks = 0
-    for content, codec, encoded in _encode(order.groups(touches)):
+    for content, codec, encoded in _encode(_contents(order, list(touches), kernels)):
         stored = encoded if seal is None else seal.seal_chunk(length, encoded)
         pack.write(stored)
         count = len(content) // BLOCK_SIZE
         digest = hashlib.sha256(content).digest()
         chunks.append(Chunk(length, len(stored), count, codec, digest))
         length += len(stored)
-        blocks += count
-        progress(blocks * BLOCK_SIZE)
+        if len(chunks) > order.dictionary:
+            blocks += count
+            progress(blocks * BLOCK_SIZE)
     if not chunks:
         raise UsageError(
             "the profile names no block of the image that holds anything",
@@ -105,51 +128,117 @@ def pack_hot(
     return HotLayer(index, chunks, length, blocks, zeros)
 
 
+def _contents(
+    order: _Order, touches: Sequence[Touch], kernels: Sequence[PageLike]
+) -> Iterator[_Content]:
+    """Yield the content of each chunk: a dictionary, then what is touched.
+
+    Neither the dictionary nor the blocks that are like its pages pass the filter for x86 code: it
+    makes something else of a call at another distance from the start of a chunk.
+    """
+    kernel, like = _find_kernel(order, touches, kernels)
+    if kernel is None:
+        yield from ((each, True) for each in order.groups(order.read(touches)))
+        return
+    pages = array("I")
+    for block in like:
+        append_block(pages, block)
+    for each in order.dictionary_chunks(page for block in like if (page := kernel(block))):
+        yield each, False
+    at_once = list(takewhile(lambda touch: not touch.after, touches))
+    order.seen.update(like)
+    yield from ((each, True) for each in order.groups(order.read(at_once)))
+    order.seen.difference_update(like)
+    for each in order.groups(order.read(Touch(*part, 0) for part in stretches_of(pages))):
+        yield each, False
+    yield from ((each, True) for each in order.groups(order.read(touches[len(at_once) :])))
+
+
+def _find_kernel(
+    order: _Order, touches: Sequence[Touch], kernels: Sequence[PageLike]
+) -> tuple[PageLike | None, list[int]]:
+    """The kernel that a state's guest runs, and the blocks that are like its pages, of those that
+    are touched first; None if it is none of these."""
+    like: list[list[int]] = [[] for _ in kernels]
+    equal = [0 for _ in kernels]
+    for block, content in order.read(touch for touch in touches if not touch.is_later):
+        if content == ZERO_BLOCK:
+            continue
+        for number, kernel in enumerate(kernels):
+            if (page := kernel(block)) is not None:
+                like[number].append(block)
+                equal[number] += content == page
+    order.seen.clear()
+    best = max(range(len(kernels)), key=equal.__getitem__, default=None)
+    if best is None or equal[best] < LEAST_EQUAL:
+        return None, []
+    return kernels[best], like[best][: MAX_DICTIONARY_CHUNKS * HOT_BLOCKS]
+
+
 @dataclass
 class _Order:
     """Groups blocks into chunks.
 
     Attributes:
-        packed, zeros: stretches of blocks (`stretches_of`), in order of first touch.
+        chunks: made so far.
+        dictionary: those of them that are no content of blocks, the first ones.
+        parts: for each part its first chunk, and its stretches of blocks (`stretches_of`), in
+            order of first touch. A part begins with a chunk of its own.
+        zeros: stretches of blocks.
+        seen: blocks that `read` has yielded, or is to leave out.
     """
 
     target: Target
-    packed: array[int] = field(default_factory=lambda: array("I"))
+    chunks: int = 0
+    dictionary: int = 0
+    parts: list[tuple[int, array[int]]] = field(default_factory=list)
     zeros: array[int] = field(default_factory=lambda: array("I"))
+    seen: set[int] = field(default_factory=set)
 
-    def groups(self, touches: Iterable[Touch]) -> Iterator[bytes]:
-        """Yield the content of each chunk."""
+    def dictionary_chunks(self, pages: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the content of each chunk of a dictionary; to be called first."""
+        while group := b"".join(islice(pages, HOT_BLOCKS)):
+            self.chunks += 1
+            self.dictionary += 1
+            yield group
+
+    def groups(self, blocks: Iterable[tuple[int, memoryview]]) -> Iterator[bytes]:
+        """Yield the content of each chunk of a part."""
+        packed = array("I")
+        self.parts.append((self.chunks, packed))
         group = bytearray()
-        for block, content in self._read(touches):
+        for block, content in blocks:
             if content == ZERO_BLOCK:
                 append_block(self.zeros, block)
                 continue
-            append_block(self.packed, block)
+            append_block(packed, block)
             group += content
             if len(group) == HOT_BLOCKS * BLOCK_SIZE:
+                self.chunks += 1
                 yield bytes(group)
                 group.clear()
         if group:
+            self.chunks += 1
             yield bytes(group)
 
     def runs(self) -> list[Run]:
         """The map; to be called after all chunks were taken."""
         runs = [Run(first, count, ZERO_CHUNK, 0, 0) for first, count in stretches_of(self.zeros)]
-        place = 0
-        for first, count in stretches_of(self.packed):
-            chunk, within = divmod(place, HOT_BLOCKS)
-            runs.append(Run(first, count, chunk, within, HOT_BLOCKS))
-            place += count
+        for first_chunk, packed in self.parts:
+            place = 0
+            for first, count in stretches_of(packed):
+                chunk, within = divmod(place, HOT_BLOCKS)
+                runs.append(Run(first, count, first_chunk + chunk, within, HOT_BLOCKS))
+                place += count
         return sorted(runs, key=lambda run: run.start)
 
-    def _read(self, touches: Iterable[Touch]) -> Iterator[tuple[int, memoryview]]:
+    def read(self, touches: Iterable[Touch]) -> Iterator[tuple[int, memoryview]]:
         """Yield each touched block once, with its content."""
-        seen: set[int] = set()
         for first, count in _cut((touch.start, touch.count) for touch in touches):
-            new = [block for block in range(first, first + count) if block not in seen]
-            if len(seen) + len(new) > MAX_HOT_BLOCKS:
+            new = [block for block in range(first, first + count) if block not in self.seen]
+            if len(self.seen) + len(new) > MAX_HOT_BLOCKS:
                 return
-            seen.update(new)
+            self.seen.update(new)
             content = memoryview(self.target.read(first, count)) if new else memoryview(b"")
             for block in new:
                 at = (block - first) * BLOCK_SIZE
@@ -216,10 +305,12 @@ def _cut(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
             yield at, min(HOT_BLOCKS, first + count - at)
 
 
-def _encode(contents: Iterator[bytes]) -> Iterator[tuple[bytes, Codec, bytes]]:
+def _encode(contents: Iterator[_Content]) -> Iterator[tuple[bytes, Codec, bytes]]:
     """Yield the content of each chunk, its codec and its stored bytes."""
     for first in contents:
         with closing(ChainEncoder()) as encoder:
-            yield first, Codec.CHAIN_START, encoder.encode(first)
-            for content in islice(contents, CHAIN_CHUNKS - 1):
-                yield content, Codec.CHAIN_NEXT, encoder.encode(content)
+            for number, (content, filtered) in enumerate(
+                chain([first], islice(contents, CHAIN_CHUNKS - 1))
+            ):
+                codec = _CODECS[filtered, number > 0]
+                yield content, codec, encoder.encode(content, filtered=filtered)

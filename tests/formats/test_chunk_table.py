@@ -43,6 +43,7 @@ def test_an_entry_byte_by_byte() -> None:
 def test_the_codecs_have_these_numbers_for_ever() -> None:
     numbers = {"NONE": 0, "ZLIB": 1, "ZSTD": 2, "XZ": 3, "LZ4": 4, "LZO": 5}
     numbers |= {"CHAIN_START": 6, "CHAIN_NEXT": 7}
+    numbers |= {"UNFILTERED_START": 8, "UNFILTERED_NEXT": 9}
     assert {codec.name: int(codec) for codec in Codec} == numbers
     assert set(map(int, FIRST_CODECS)) == {0, 1, 2}
     assert set(map(int, THIRD_CODECS)) == {0, 1, 2, 3, 4, 5}
@@ -74,7 +75,7 @@ def test_entries_at_the_limits_are_taken() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (entry(codec=8), "codec 8"),
+        (entry(codec=10), "codec 10"),
         (entry(codec=255), "codec 255"),
         (entry(length=0), "over the limits"),
         (entry(length=MAX_STORED_SIZE + 1), "over the limits"),

@@ -57,6 +57,33 @@ def test_what_came_before_is_not_stored_again() -> None:
     assert list(decode(stored, [first, other + first])) == [first, other + first]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=5), st.data())
+def test_content_that_came_in_another_way_is_as_good_as_decoded(
+    kinds: list[tuple[int, bool]], data: st.DataObject
+) -> None:
+    """Of chunks without the filter; those with it may follow."""
+    parts = [noise(8192), CALL * 1000 + bytes(3192), bytes(4096), noise(4096, seed=2) + CALL]
+    contents = [(parts[kind], filtered) for kind, filtered in kinds]
+    with closing(ChainEncoder()) as encoder:
+        stored = [encoder.encode(content, filtered=each) for content, each in contents]
+    most = next((at for at, (_, filtered) in enumerate(contents) if filtered), len(contents))
+    skipped = data.draw(st.integers(0, most))
+    decoder = ChainDecoder()
+    for content, _ in contents[:skipped]:
+        decoder.skip(content)
+    for packed, (content, filtered) in list(zip(stored, contents, strict=True))[skipped:]:
+        assert decoder.decode(packed, len(content), filtered=filtered) == content
+
+
+def test_skipped_content_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lzma_chain, "MAX_CHAIN_SIZE", 8192)
+    decoder = ChainDecoder()
+    decoder.skip(bytes(8192))
+    with pytest.raises(FormatError, match="longer than"):
+        decoder.skip(bytes(4096))
+
+
 def test_noise_grows_by_less_than_a_chunk_may() -> None:
     stored = encode([noise(MAX_CHUNK_SIZE), noise(MAX_CHUNK_SIZE, seed=2)])
     assert max(map(len, stored)) < MAX_CHUNK_SIZE + 1024

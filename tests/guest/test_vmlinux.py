@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 from p2pcloopd.guest.system.vmlinux import unpack_kernel, unpacked_kernel_file
+from tests.support import elf_files
 
 XEN_ENTRY = struct.pack("<III", 4, 4, 18) + b"Xen\0" + bytes(4)
 OTHER = struct.pack("<III", 4, 3, 3) + b"GNU\0" + b"abc\0"
@@ -26,10 +27,7 @@ WAYS: dict[str, Callable[[bytes], bytes]] = {
 
 def elf(notes: bytes = OTHER + XEN_ENTRY, machine: int = 62, kind: int = 4) -> bytes:
     """A program with one segment, of notes."""
-    head = struct.pack(
-        "<16sHHIQQQIHHH", b"\x7fELF\x02\x01\x01", 2, machine, 1, 0, 64, 0, 0, 64, 56, 1
-    ).ljust(64, b"\0")
-    return head + struct.pack("<IIQQQQQQ", kind, 4, 120, 0, 0, len(notes), 0, 4) + notes
+    return elf_files.elf((kind, 0, notes), machine=machine)
 
 
 def bz_image(packed: bytes, protocol: int = 0x20F) -> bytes:

@@ -87,8 +87,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     made: list[bytes] = []
 
     class Counting(ChainDecoder):
-        def decode(self, stored: bytes, size: int) -> bytes:
-            made.append(super().decode(stored, size))
+        def decode(self, stored: bytes, size: int, *, filtered: bool = True) -> bytes:
+            made.append(super().decode(stored, size, filtered=filtered))
             return made[-1]
 
     monkeypatch.setattr(chain, "ChainDecoder", Counting)

@@ -152,7 +152,7 @@ def test_bytes_that_are_not_the_chunk_are_never_given_out(codec: Codec) -> None:
         index = build_index([Run(0, 1, 0)], [chunk], image_size=4096, pack_length=chunk.length)
         layer = Layer(MemoryContent(index + stored), open_index(index))
         device = ImageDevice(MergedImage([layer]))
-        without_start = codec is Codec.CHAIN_NEXT  # which the table says, and the reader sees
+        without_start = chunk.follows  # which the table says, and the reader sees
         with pytest.raises(
             FormatError if without_start else CorruptError, match=r"a chain|a chunk"
         ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import UsageError
-from p2pcloop.formats.block_map import ZERO_CHUNK
-from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.block_map import ZERO_CHUNK, LayerMap, Run
+from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.index import open_index
-from p2pcloop.formats.profile import Touch
+from p2pcloop.formats.profile import LATER, Touch
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import ByteRange, Missing, never_missing
 from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.dictionary import Dictionary
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.making import hot
@@ -26,7 +27,7 @@ from p2pcloop.making.delta import Reuse, pack_delta
 from p2pcloop.making.hot import HOT_BLOCKS, HotLayer, adds_nothing, has_chunks, pack_hot
 from p2pcloop.making.moved import LivePlaces
 from p2pcloop.making.targets import DeviceTarget
-from tests.support.images import MemoryContent, ignore
+from tests.support.images import MemoryContent, ignore, read_views
 from tests.support.stacks import SMALL, BytesTarget, Stack
 
 SECRET = bytes(range(32))
@@ -240,3 +241,127 @@ def test_of_too_many_touches_the_first_are_packed(monkeypatch: pytest.MonkeyPatc
     made = add(stack, of((100, 80), (0, 30), (200, 190)))
     assert made.stored_blocks == 110
     assert ZERO_CHUNK not in [run.chunk for run in top(stack).take_map()]
+
+
+FIRST_PAGE, KERNEL_PAGES = 100, 150
+
+
+def page_of(build: int) -> Callable[[int], bytes | None]:
+    """The pages of a build of a kernel, which lie from block `FIRST_PAGE` on."""
+
+    def page(block: int) -> bytes | None:
+        number = block - FIRST_PAGE
+        if not 0 <= number < KERNEL_PAGES or number % 50 == 7:  # one that has no page there
+            return None
+        return random.Random(f"{build} {number}").randbytes(4096)
+
+    return page
+
+
+def state_of(build: int) -> bytes:
+    """A device, with a kernel that has changed a byte in most of its pages."""
+    blocks = [block(number % 9) for number in range(300)]
+    for number in range(FIRST_PAGE, FIRST_PAGE + KERNEL_PAGES):
+        page = page_of(build)(number)
+        if page is not None and number % 5:
+            blocks[number] = page[:2000] + bytes([number % 10]) + page[2001:]
+        elif page is not None and number % 10:
+            blocks[number] = page
+    return b"".join(blocks)
+
+
+TOUCHES = [
+    Touch(290, 3, 0),
+    Touch(120, 2, 0),
+    Touch(5, 60, 1),
+    Touch(100, 140, 1),
+    Touch(200, 60, LATER + 1),
+]
+
+
+def without_dictionary(stack: Stack, chunks: Sequence[Chunk]) -> Stack:
+    """The same stack on a machine that has not fetched the dictionary."""
+    header, content, seal = stack.layers[-1]
+    end = header.index_length + chunks[0].offset
+
+    class Partly(MemoryContent):
+        def read(self, offset: int, length: int) -> bytes:
+            if missing := self.missing(offset, length):
+                raise Missing([missing])
+            return super().read(offset, length)
+
+        def missing(self, offset: int, length: int) -> ByteRange | None:
+            behind = offset >= end or offset + length <= header.index_length
+            return None if behind else ByteRange(bytes(20), offset, length)
+
+    return Stack([*stack.layers[:-1], (header, Partly(bytes(content.data)), seal)])
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_who_has_the_kernel_needs_no_dictionary(private: bool) -> None:
+    content = state_of(1)
+    stack = Stack()
+    stack.add(BytesTarget(content))
+    pack = io.BytesIO()
+    seal = Seal.new(SECRET) if private else None
+    kernels = [page_of(2), page_of(1)]
+    target = BytesTarget(content)
+    made = pack_hot(target, TOUCHES, pack, ignore, seal=seal, kernels=kernels)
+    stack.push(made, pack.getvalue(), seal)
+    assert stack.read() == content
+    dictionary = min(run.chunk for run in top(stack).take_map() if run.chunk != ZERO_CHUNK)
+    assert dictionary == 3
+    partly = without_dictionary(stack, made.chunks[dictionary:])
+    for kernels in ([page_of(1)], [page_of(2), page_of(1)]):
+        image = partly.open(kernels)
+        assert read_views(ImageDevice(image), 0, [image.size]) == content
+    for kernels in ([], [page_of(2)]):
+        image = partly.open(kernels)
+        with pytest.raises(Missing) as missing:
+            image.layers[-1].read_chunk(dictionary)
+        assert len(missing.value.ranges) == dictionary
+    assert nothing_added(stack)
+
+
+def test_blocks_that_are_like_a_dictionary_take_few_bytes() -> None:
+    content = state_of(1)
+    packed = io.BytesIO()
+    made = pack_hot(BytesTarget(content), TOUCHES, packed, ignore, kernels=[page_of(1)])
+    plain = pack_hot(BytesTarget(content), TOUCHES, io.BytesIO(), ignore)
+    dictionary = sum(chunk.length for chunk in made.chunks[:3])
+    assert made.pack_length - dictionary < plain.pack_length / 3
+    assert (made.stored_blocks, made.zero_blocks) == (plain.stored_blocks, plain.zero_blocks)
+
+
+def test_of_another_kernel_no_dictionary_is_made() -> None:
+    content = state_of(1)
+    made = pack_hot(BytesTarget(content), TOUCHES, io.BytesIO(), ignore, kernels=[page_of(2)])
+    plain = pack_hot(BytesTarget(content), TOUCHES, io.BytesIO(), ignore)
+    assert made == plain
+
+
+def test_a_dictionary_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks beyond it are packed as all others, and read back with the kernel and without it."""
+    monkeypatch.setattr(hot, "MAX_DICTIONARY_CHUNKS", 1)
+    content = state_of(1)
+    stack = Stack()
+    stack.add(BytesTarget(content))
+    pack = io.BytesIO()
+    made = pack_hot(BytesTarget(content), TOUCHES, pack, ignore, kernels=[page_of(1)])
+    stack.push(made, pack.getvalue())
+    image = without_dictionary(stack, made.chunks[1:]).open([page_of(1)])
+    assert read_views(ImageDevice(image), 0, [image.size]) == content == stack.read()
+
+
+def test_a_table_that_begins_with_other_codecs_has_no_dictionary() -> None:
+    content = state_of(1)
+    stack = Stack()
+    stack.add(BytesTarget(content))
+    made = pack_hot(BytesTarget(content), TOUCHES, io.BytesIO(), ignore, kernels=[page_of(1)])
+    layer_map = LayerMap.from_runs([Run(FIRST_PAGE, KERNEL_PAGES, 3, 0, HOT_BLOCKS)])
+    for codecs in ([8, 9, 9], [8, 9, 8], [6, 9, 9], [1, 1, 1]):
+        entries = [
+            replace(chunk, codec=Codec(codec))
+            for chunk, codec in zip(made.chunks, codecs, strict=False)
+        ]
+        assert Dictionary(layer_map, [page_of(1)]).is_here(entries) is False

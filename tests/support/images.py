@@ -81,8 +81,9 @@ class MemoryContent:
         self.reads.append((offset, length))
         return bytes(self.data[offset : offset + length])
 
-    def missing(self, offset: int, length: int) -> None:
+    def missing(self, offset: int, length: int) -> ByteRange | None:  # noqa: ARG002
         """All is here."""
+        return None
 
     def place(self, offset: int, length: int) -> None:
         """It is of no torrent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from p2pcloop.making.delta import Delta, Reuse, pack_delta
 from p2pcloop.making.encoding import DELTA, Shape
 from p2pcloop.making.hot import HotLayer
 from p2pcloop.making.moved import MovedBlocks
+from p2pcloop.store.unpacked_kernels import PageLike
 from tests.support.images import MemoryContent, ignore, read_views
 
 SMALL = Shape(2, 4, 1)
@@ -53,15 +54,21 @@ class Stack:
 
     layers: list[tuple[IndexHeader, MemoryContent, Seal | None]] = field(default_factory=list)
 
-    def open(self) -> MergedImage:
-        """A new image of the stack."""
+    def open(self, kernels: Sequence[PageLike] = ()) -> MergedImage:
+        """A new image of the stack, on a machine that has these kernels."""
         packs = {
             header.layer_id: Pack(content, header.index_length, header.pack_length, seal)
             for header, content, seal in self.layers
         }
         return MergedImage(
             [
-                Layer(content, header, seal=seal, sources=[packs[key] for key in header.sources])
+                Layer(
+                    content,
+                    header,
+                    seal=seal,
+                    sources=[packs[key] for key in header.sources],
+                    kernels=kernels,
+                )
                 for header, content, seal in self.layers
             ]
         )

@@ -18,21 +18,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import platformdirs
 import zstandard
+
+from p2pcloop.formats.elf import PT_NOTE, segments
+from p2pcloop.store.unpacked_kernels import PREFIX, kernels_folder
 
 _MAX_SIZE = 512 << 20
 _PROTOCOL = 0x0208
 """The version of the boot protocol that tells where the packed program is (2.08)."""
 
-_PREFIX, _NEW, _DIGITS = "vmlinux-", ".new-", 16
+_NEW, _DIGITS = ".new-", 16
 _KEPT_SECONDS = 86400.0
 
-_ELF = struct.Struct("<16sHHIQQQIHHH")
-_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 _NOTE = struct.Struct("<III")
-_ELF64 = b"\x7fELF\x02\x01\x01"
-_X86_64, _PT_NOTE, _PHYS32_ENTRY = 62, 4, 18
+_PHYS32_ENTRY = 18
 
 
 def unpack_kernel(image: bytes) -> bytes | None:
@@ -62,10 +61,10 @@ def unpacked_kernel_file(path: Path, folder: Path | None = None) -> Path | None:
     Returns:
         None where there can be none: see `unpack_kernel`; or no file can be written there.
     """
-    folder = folder or platformdirs.user_cache_path("p2pcloop", appauthor=False) / "kernels"
+    folder = folder or kernels_folder()
     try:
         image = path.read_bytes()
-        place = folder / f"{_PREFIX}{hashlib.sha256(image).hexdigest()[:_DIGITS]}"
+        place = folder / f"{PREFIX}{hashlib.sha256(image).hexdigest()[:_DIGITS]}"
         if place.is_file():
             os.utime(place)  # it is in use
             return place
@@ -98,7 +97,7 @@ def _write(place: Path, program: bytes) -> None:
 def _remove_old(folder: Path, current: Path) -> None:
     """Remove what was made of other kernels, and what a process left that was killed."""
     for other in folder.iterdir():
-        is_ours = other.name.startswith((_PREFIX, _NEW)) and other != current
+        is_ours = other.name.startswith((PREFIX, _NEW)) and other != current
         # A guest may be about to start with a new one.
         if is_ours and time.time() - other.stat().st_mtime > _KEPT_SECONDS:
             other.unlink(missing_ok=True)
@@ -144,18 +143,11 @@ _WAYS: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
 
 def _has_entry(program: bytes) -> bool:
     """Whether an ELF file for this processor has an entry for virtual machines."""
-    if not program.startswith(_ELF64):
-        return False
-    _, _, machine, _, _, headers, _, _, _, size, count = _ELF.unpack_from(program)
-    if machine != _X86_64 or size != _PROGRAM_HEADER.size:
-        return False
-    for number in range(count):
-        kind, _, offset, _, _, length, _, _ = _PROGRAM_HEADER.unpack_from(
-            program, headers + number * size
-        )
-        if kind == _PT_NOTE and (b"Xen\0", _PHYS32_ENTRY) in _notes(program, offset, length):
-            return True
-    return False
+    return any(
+        (b"Xen\0", _PHYS32_ENTRY) in _notes(program, segment.offset, segment.length)
+        for segment in segments(program)
+        if segment.kind == PT_NOTE
+    )
 
 
 def _notes(program: bytes, at: int, length: int) -> Iterator[tuple[bytes, int]]:

@@ -1,0 +1,51 @@
+"""The pages of unpacked kernels, by the blocks of a state."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.store.unpacked_kernels import pages_like
+from tests.support.elf_files import elf
+from tests.support.states import machine
+
+LOAD, NOTE = 1, 4
+CODE = random.Random(1).randbytes(2 * 4096 + 100)
+DATA = random.Random(2).randbytes(4096)
+KERNEL = elf((LOAD, 0x3000, CODE), (NOTE, 0x9000, DATA), (LOAD, 0x8000, bytes(4096) + DATA))
+
+
+def kernel(folder: Path, content: bytes = KERNEL, name: str = "vmlinux-1") -> None:
+    folder.joinpath(name).write_bytes(content)
+
+
+def test_a_block_of_the_memory_has_the_page_that_was_loaded_there(tmp_path: Path) -> None:
+    kernel(tmp_path)
+    state = machine(5 * 4096 + 1, b"devices", memory_length=16 * 4096)
+    (page,) = pages_like(state, tmp_path)
+    first = 6  # the disk has six blocks
+    found = {block - first: page(block) for block in range(first + 18)}
+    assert {at: content for at, content in found.items() if content is not None} == {
+        3: CODE[:4096],
+        4: CODE[4096:8192],
+        9: DATA,
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", KERNEL[:70], b"MZ" + KERNEL, elf((LOAD, 0, CODE), machine=183), KERNEL[:-5000]],
+    ids=["empty", "no headers", "no ELF", "arm64", "cut off"],
+)
+def test_a_file_that_is_no_whole_kernel_has_no_wrong_page(tmp_path: Path, content: bytes) -> None:
+    kernel(tmp_path, content)
+    kernel(tmp_path, KERNEL, "other")
+    pages = pages_like(machine(1, b"devices"), tmp_path)
+    found = {page(block) for page in pages for block in range(20)}
+    assert found <= {None, CODE[:4096], CODE[4096:8192]}
+
+
+def test_without_a_folder_there_is_none(tmp_path: Path) -> None:
+    assert pages_like(machine(1, b"devices"), tmp_path / "none") == []
