@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class ControlClient:
                 await self._greet(stream, receiver)
                 self._frames = FrameSender(stream)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send, nursery.cancel_scope)
+                    nursery.start_soon(self._send)
                     nursery.start_soon(self._receive, stream, receiver, nursery.cancel_scope)
                     task_status.started()
         finally:
@@ -160,11 +161,10 @@ class ControlClient:
             tr("{server} answered the greeting with something else", server=self._server)
         )
 
-    async def _send(self, scope: trio.CancelScope) -> None:
-        try:
+    async def _send(self) -> None:
+        # What the server answered before it hung up lies here: `_receive` takes that, and ends.
+        with suppress(trio.BrokenResourceError):
             await self._frames.run()
-        except trio.BrokenResourceError:
-            scope.cancel()
 
     async def _receive(
         self, stream: trio.SocketStream, receiver: ControlReceiver, scope: trio.CancelScope

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import gc
 import ipaddress
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -329,6 +331,30 @@ async def test_a_server_that_cannot_answer_now_says_until_when(
         assert caught.value.after == after
         assert await client.get(f"{url}/x", 2) == b"ok"
         assert asked == ["connected", "/x", "/x"]  # the connection is kept
+
+
+async def test_a_server_may_refuse_before_it_is_asked(
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = http_client._connect
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        async def refused(
+            place: http_client._Place, wire: Wire, pace: Pace
+        ) -> http_client._Connection:
+            connection = await connect(place, wire, pace)
+            with server.accept()[0] as accepted:
+                accepted.sendall(
+                    b"HTTP/1.1 503 Full\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n"
+                )
+                at_once = struct.pack("ii", 1, 0)
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            return connection
+
+        monkeypatch.setattr(http_client, "_connect", refused)
+        with pytest.raises(OverloadedError) as caught:
+            await client.get(f"http://127.0.0.1:{server.getsockname()[1]}/x", 2)
+        assert caught.value.after == 7
 
 
 async def test_a_length_of_too_many_digits_is_no_http(

@@ -360,6 +360,35 @@ async def test_calls_fail_when_the_server_goes(socket_path: Path, operations: Op
         await client.call("echo")
 
 
+async def test_an_answer_is_taken_also_where_the_server_reads_no_more(
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_client, "RECEIVE_SIZE", 16)
+    ended: list[str] = []
+
+    async def ask(client: ControlClient, op: str, **args: object) -> None:
+        try:
+            ended.append((await client.call(op, None, **args))["answer"])
+        except ConnectionLostError:
+            ended.append(f"{op} lost")
+
+    with trio.fail_after(BOUND), open_listener(socket_path) as listener:
+        async with trio.open_nursery() as nursery:
+            client = ControlClient(socket_path)
+            nursery.start_soon(client.run)
+            async with await listener.accept() as server:
+                await server.receive_some()
+                await server.send_all(encode(Reply(0, {})))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(ask, client, "first")
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(partial(ask, client, "second", data=bytes(MAX_READ)))
+                await trio.testing.wait_all_tasks_blocked()
+                # The second request does not fit, and waits: it fails when this closes.
+                await server.send_all(encode(Reply(1, {"answer": "x" * 100})))
+    assert sorted(ended) == ["second lost", "x" * 100]
+
+
 async def test_nobody_there_is_an_error(socket_path: Path) -> None:
     with pytest.raises(ConnectionLostError):
         await ControlClient(socket_path).run()

@@ -11,7 +11,7 @@ import re
 import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from urllib.parse import quote, urljoin, urlsplit
@@ -333,7 +333,9 @@ class _Connection:
     async def send(self, request: h11.Request) -> h11.Response:
         """Send a request and wait until the answer begins."""
         try:
-            await self.stream.send_all(self._http.send(request) or b"")
+            # A server that refuses every request may have answered, and reset the connection.
+            with suppress(trio.BrokenResourceError):
+                await self.stream.send_all(self._http.send(request) or b"")
             self._http.send(h11.EndOfMessage())
             first = await self._receive()
         except trio.BrokenResourceError as err:
