@@ -278,6 +278,25 @@ def test_a_server_that_hangs_up_or_is_none() -> None:
             thread.join()
 
 
+def test_a_server_may_refuse_before_it_is_greeted(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = b"Maximum number of clients reached"
+    refusal = struct.pack("<BBHHH", 0, len(why), 11, 0, 9) + why.ljust(36)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refused(address: tuple[str, int]) -> socket.socket:
+            client = socket.create_connection(address)
+            with listener.accept()[0] as connection:
+                connection.sendall(refusal)
+                at_once = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            return client
+
+        monkeypatch.setattr(host_display, "_connected", refused)
+        number = listener.getsockname()[1] - addresses.X_PORT
+        with pytest.raises(GuestError, match="it refused us: Maximum number of clients"):
+            find_host_display({"DISPLAY": f"localhost:{number}"})
+
+
 def answer_once(listener: socket.socket, answer: bytes) -> None:
     with listener.accept()[0] as connection:
         connection.recv(100)

@@ -20,7 +20,7 @@ from p2pcloopd.guest.machine.qemu_ports import FIRST_NUMBER, MAX_PORTS, QemuPort
 from p2pcloopd.guest.machine.qmp_client import Qmp
 from p2pcloopd.guest.ports import Port
 from tests.support.descriptors import open_descriptors
-from tests.support.played_qemu import Qemu, connected
+from tests.support.played_qemu import GREETING, Qemu, connected
 from tests.support.waiting import BOUND
 
 
@@ -73,6 +73,20 @@ async def test_a_qemu_that_does_not_answer(autojump_clock: MockClock) -> None:
         with pytest.raises(GuestError, match="does not answer"):
             await qmp.execute("cont")
     assert autojump_clock.current_time() >= 10
+
+
+async def test_what_a_qemu_said_before_it_ended_is_taken() -> None:
+    events: list[MachineEvent] = []
+    ours, theirs = trio.socket.socketpair()
+    with ours:
+        with theirs:
+            qemu = Qemu(theirs)
+            await qemu.send(GREETING)
+            await qemu.tell("SHUTDOWN", reason="guest-shutdown")
+        qmp = Qmp(ours, events.append)
+        await qmp.run()
+    assert events == [MachineEvent("SHUTDOWN", {"reason": "guest-shutdown"})]
+    assert qmp.ended.is_set()
 
 
 async def test_what_is_no_qmp_is_an_error() -> None:

@@ -106,7 +106,8 @@ def _greet(sock: socket.socket, cookie: bytes | None) -> tuple[int, int]:
     """
     name, data = (COOKIE_NAME, cookie) if cookie else (b"", b"")
     hello = struct.pack("<BxHHHHxx", ord("l"), 11, 0, len(name), len(data))
-    sock.sendall(hello + _padded(name) + _padded(data))
+    with suppress(ConnectionError):  # it may refuse before it is greeted, and says why
+        sock.sendall(hello + _padded(name) + _padded(data))
     status, said, size = struct.unpack("<BBxxxxH", _read(sock, 8))
     body = _read(sock, 4 * size)
     if status != _SUCCESS:

@@ -126,7 +126,8 @@ async def _carry(
     *,
     with_fds: bool = False,
 ) -> None:
-    """Carry bytes until one end hangs up, and cancel `joined` then; `note` is told them."""
+    """Carry bytes until the source hangs up, and cancel `joined` then; `note` is told them. Where
+    the target takes no more, what it said before is carried the other way, to its end."""
     with suppress(OSError):
         while True:
             room = _FD_ROOM if with_fds else 0
@@ -137,7 +138,10 @@ async def _carry(
             fds = array.array("i")
             for _, _, message in messages:
                 fds.frombytes(message[: len(message) - len(message) % fds.itemsize])
-            await _send(target, data, fds)
+            try:
+                await _send(target, data, fds)
+            except OSError:
+                return
     joined.cancel()
 
 

@@ -193,7 +193,11 @@ class _Connection:
         data = self._http.trailing_data[0]
         while not reader.closed:
             stream, answer = reader.feed(data)
-            await server.send_all(stream)
+            try:
+                await server.send_all(stream)
+            except trio.BrokenResourceError:
+                # It has gone. `_to_browser` carries what it said before, and ends this.
+                await trio.sleep_forever()
             await self._send(answer)
             data = b"" if reader.closed else await self._stream.receive_some(_CHUNK)
             if not data:

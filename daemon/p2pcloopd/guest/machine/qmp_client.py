@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -134,7 +135,8 @@ class Qmp:
     async def _take(self, message: QmpMessage) -> None:
         match message:
             case Greeting():
-                await self._send(encode_command(0, "qmp_capabilities", {}), None)
+                with suppress(GuestError):  # it has ended: what it said last is still to be read
+                    await self._send(encode_command(0, "qmp_capabilities", {}), None)
             case Return(0, _):
                 self.ready.set()
             case Return(number, _) | Refusal(number, _) if number in self._waiting:

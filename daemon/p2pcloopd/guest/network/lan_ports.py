@@ -94,12 +94,13 @@ class LanPorts:
 async def _carry(
     source: trio.socket.SocketType, target: trio.socket.SocketType, scope: trio.CancelScope
 ) -> None:
-    """Carry bytes to their end, which the other end then sees, too; a failure ends both ways."""
+    """Carry bytes to their end, which the target then sees, too. Where the source fails, so does
+    the target. Where the target takes no more, what it said before is carried the other way, to its
+    end."""
     try:
         while data := await source.recv(_CHUNK):
-            sent = 0
-            while sent < len(data):
-                sent += await target.send(data[sent:])
+            if not await _is_sent(target, data):
+                return
     except OSError:
         with suppress(OSError):
             target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -107,3 +108,13 @@ async def _carry(
         return
     with suppress(OSError):
         target.shutdown(socket.SHUT_WR)
+
+
+async def _is_sent(target: trio.socket.SocketType, data: bytes) -> bool:
+    """Send all; False if the target takes no more."""
+    with suppress(OSError):
+        sent = 0
+        while sent < len(data):
+            sent += await target.send(data[sent:])
+        return True
+    return False

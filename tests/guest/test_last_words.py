@@ -1,0 +1,136 @@
+"""A server may answer and hang up while its client still sends: all of its answer is carried."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from p2pcloopd.guest.display.relay import relay
+from p2pcloopd.guest.display.web import link, serve_web
+from p2pcloopd.guest.network.lan_ports import LanPorts
+from tests.support.waiting import BOUND
+
+BUFFER = 1 << 12
+ANSWER = bytes(48 << 10) + b"end"
+"""More than BUFFER lets through to a client that does not read, and less than a connection takes
+that is not read."""
+
+
+async def fill(sock: trio.socket.SocketType) -> int:
+    """Send until no more is taken; return how much was."""
+    size, is_full = 0, False
+    while True:
+        try:
+            size += os.write(sock.fileno(), bytes(BUFFER))
+            is_full = False
+        except BlockingIOError:
+            if is_full:
+                return size
+            is_full = True
+            await wait_all_tasks_blocked()
+
+
+def slow_client(listener: socket.socket) -> trio.SocketStream:
+    """A client that can hold little, of a server that can, too."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+    client.connect(listener.getsockname())
+    client.setblocking(False)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(client))
+
+
+async def answer_and_close(listener: socket.socket, *, resets: bool = False) -> None:
+    """Be a server that does not wait for what its client sends.
+
+    Args:
+        resets: it says so at once, not only once the client sends more.
+    """
+    listener.setblocking(False)
+    await trio.lowlevel.wait_readable(listener)
+    with listener.accept()[0] as connection:
+        connection.sendall(ANSWER)
+        await wait_all_tasks_blocked()
+        if resets:
+            at_once = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    await wait_all_tasks_blocked()
+
+
+async def all_of(stream: trio.SocketStream) -> bytes:
+    """What comes until the end."""
+    data = b""
+    async for piece in stream:
+        data += piece
+    return data
+
+
+async def test_a_viewer_gets_all_that_its_server_said(tmp_path: Path) -> None:
+    inner, outer = (str(tmp_path / name) for name in ("inner", "outer"))
+    with (
+        trio.socket.socket(socket.AF_UNIX) as display,
+        socket.socket(socket.AF_UNIX) as listener,
+        trio.socket.socket(socket.AF_UNIX) as viewer,
+        trio.fail_after(BOUND),
+    ):
+        await display.bind(outer)
+        display.listen()
+        listener.bind(inner)
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay, listener, outer)
+            await viewer.connect(inner)
+            server, _ = await display.accept()
+            size = await fill(server)
+            server.close()
+            await viewer.send(b"hello")
+            await wait_all_tasks_blocked()
+            assert len(await all_of(trio.SocketStream(viewer))) == size
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_client_of_a_lans_guest_gets_all_that_the_guest_said() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as guest,
+        socket.create_server(("127.0.0.1", 0)) as port,
+        trio.fail_after(BOUND),
+    ):
+        address, number = guest.getsockname()
+        async with slow_client(port) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(LanPorts(socket.socket).lead, [port.dup()], address, [number])
+            await answer_and_close(guest)
+            for _ in range(2):  # the first one is answered by a reset
+                await client.send_all(b"more")
+                await wait_all_tasks_blocked()
+            assert await all_of(client) == ANSWER
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.interop
+async def test_a_browser_gets_all_that_its_server_said() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as vnc,
+        socket.create_server(("127.0.0.1", 0)) as pages,
+        trio.fail_after(BOUND),
+    ):
+        parts = urlsplit(link(pages.getsockname(), "token", "secret"))
+        ask = (
+            f"GET /token/rfb HTTP/1.1\r\nHost: {parts.netloc}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        async with slow_client(pages) as browser, trio.open_nursery() as nursery:
+            nursery.start_soon(serve_web, pages, "token", vnc.getsockname())
+            await browser.send_all(ask.encode())
+            await answer_and_close(vnc, resets=True)
+            await browser.send_all(b"\x82\x81" + bytes(4) + b"x")  # a frame of one byte
+            await wait_all_tasks_blocked()
+            assert b"end" in await all_of(browser)
+            nursery.cancel_scope.cancel()
