@@ -219,6 +219,7 @@ async def test_a_number_rests_until_the_guest_has_opened_a_later_port() -> None:
                 ports.remove(port)
             while qemu.names().count("chardev-remove") < len(first):
                 await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()  # the last answer is heard, too
             # Nothing will tell that these have rested.
             assert await ports.add([Port("")]) == [2]
             async with trio.open_nursery() as nursery:
