@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -62,6 +63,47 @@ async def test_a_guest_that_has_gone_keeps_the_answer_from_no_other(
         await lan_owner._turn_away(owner, GuestError("no LAN"))
         assert isinstance(ControlReceiver().receive(guest.recv(1 << 16))[0], Failure)
     assert autojump_clock.current_time() == lan_owner._FAREWELL_SECONDS
+
+
+class _Killed(SandboxedProcess):
+    """A sandbox whose process was killed."""
+
+    def __init__(self) -> None:
+        self.init_pid = 1
+
+    async def wait(self) -> int:
+        return 137
+
+
+class _Maker(TapMaker):
+    """Makes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def enter(self, pid: int) -> None:
+        pass
+
+    def uplink(self) -> tuple[int, socket.socket]:
+        return -1, socket.socket()
+
+
+async def test_services_that_are_killed_while_they_start_are_named() -> None:
+    control, services = trio.socket.socketpair()
+    native = NativeOutput()
+    stream = trio.SocketStream(control)
+    owned = lan_owner._Lan(choose_network([]), _Maker(), stream, _Killed(), native)
+    try:
+        with services:
+            await services.send(b"bridge\n")
+        os.write(native.write_end, b"no memory\n")
+        native.close_write_end()
+        async with stream:
+            with pytest.raises(GuestError, match=r"do not start \(exit status 137\): no memory"):
+                await owned.set_up()
+    finally:
+        owned._frames.close()
+        native.close()
 
 
 async def test_a_lan_whose_process_for_cards_was_killed_says_so() -> None:

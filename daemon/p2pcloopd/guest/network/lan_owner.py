@@ -220,12 +220,16 @@ class _Lan:
         assert self._process.init_pid is not None
         self._maker.enter(self._process.init_pid)
         self._tap, self._frames = self._maker.uplink()
-        await self._control.send_all(b"uplink\n")
+        with suppress(trio.BrokenResourceError):  # they have ended: next is told why
+            await self._control.send_all(b"uplink\n")
         await self._hear("ready")
 
     async def _hear(self, word: str) -> None:
         """Wait until lan.sh tells something."""
-        if await self._control.receive_some(_CHUNK) != f"{word}\n".encode():
+        said = b""
+        with suppress(trio.BrokenResourceError):
+            said = await self._control.receive_some(_CHUNK)
+        if said != f"{word}\n".encode():
             raise GuestError(
                 tr("the services of the LAN do not start {end}", end=await self._end())
             )
