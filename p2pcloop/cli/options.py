@@ -150,7 +150,8 @@ def new_version_option(command: _Command) -> _Command:
     return click.option(
         "--as-new-version",
         is_flag=True,
-        help="It is the next version under that name, though made of another file.",
+        help="It is the next version under that name, though made of another file, or of what an"
+        " older version was made of.",
     )(command)
 
 

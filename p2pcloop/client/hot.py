@@ -12,6 +12,7 @@ from p2pcloop.client.open_stored import Opened, open_stored
 from p2pcloop.client.profiles import Subject
 from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.publisher import Content, Publisher, newest_of, reference
+from p2pcloop.client.same_file import holder_of, keep_newest
 from p2pcloop.client.seed import seed_content
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
@@ -145,11 +146,20 @@ class HotMaker:
         return Subject.of_stored(self.publisher.image).find(home).profile
 
     def seed(self, file: ImageFile, *, public: bool, as_new_version: bool) -> StoredRef:
-        """Publish an image file, unless the newest version has that content, optimized or not."""
+        """Publish an image file; return the newest version.
+
+        Nothing is published if that has this content, optimized or not; nor if an older one has it,
+        unless the user says `as_new_version`.
+
+        Errors as of `seed_content`, `keep_newest` and `Publisher.release`.
+        """
         publisher, home = self.publisher, self.publisher.home
         content, _ = seed_content(file, publisher, quiet=self.quiet, as_new_version=as_new_version)
         if publisher.image is not None and self._stands_on(publisher.image, content):
             return publisher.image
+        holder = None if as_new_version else holder_of(publisher, content.layers[0].layer_id)
+        if holder is not None:
+            return keep_newest(publisher, holder)
         publisher.release(content, public=public)
         remember_source(home, publisher.name, file.source)
         published = newest_of(publisher.client, publisher.name)

@@ -48,9 +48,11 @@ from p2pcloop.store.keys import (
 from p2pcloop.store.profiles import find_profile
 from p2pcloop.store.records import Records
 from p2pcloop.store.removed import is_removed
-from p2pcloop.store.sources import known_source
 from p2pcloop.units import BLOCK_SIZE
 from p2pcloop.words import tr
+
+WITH_PROFILE = "with a profile"
+"""What is said of a version that has nothing else that the one before had not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,52 +207,6 @@ class Publisher:
                 hint="its older versions could not be read any more: choose another --name",
             )
 
-    def is_other_source(self, path: Path) -> bool:
-        """Whether there is a version under this name that may have been made of another file."""
-        return self.newest is not None and known_source(self.home, self.name) != path.resolve()
-
-    def check_same(self, size: int, layer_id: bytes | None, path: Path) -> None:
-        """Refuse another image under a name that has versions: two files may share a stem.
-
-        Args:
-            size: bytes of the device.
-            layer_id: of the layer made of the file; None if it is not known yet.
-            path: of the file.
-
-        Raises:
-            UsageError: it is not the image of the newest version, or that is a withdrawal.
-        """
-        assert self.newest is not None, "asked for only where there is one"
-        newest = self.newest.signed.manifest
-        known = known_source(self.home, self.name)
-        made = (
-            tr("was not made of this file here")
-            if known is None
-            else tr("was made of {known}", known=known)
-        )
-        if newest.withdrawn:  # it has no layer to compare with
-            raise UsageError(
-                tr(
-                    "{name} is withdrawn, by version {version}; before it {made}",
-                    name=self.name,
-                    version=newest.version,
-                    made=made,
-                ),
-                hint="give --name OTHER, or --as-new-version to publish it under this name again",
-            )
-        if size == newest.size and layer_id in (None, newest.layers[0].layer_id):
-            return
-        raise UsageError(
-            tr(
-                "{name}, version {version}, {made}, and {path} holds another image",
-                name=self.name,
-                version=newest.version,
-                made=made,
-                path=path,
-            ),
-            hint="give --name OTHER, or --as-new-version if it is the next version of that image",
-        )
-
     def check_newest(self, ref: StoredRef, *, hint: str) -> None:
         """Refuse to publish over a version that is not the newest under this name.
 
@@ -317,12 +273,20 @@ class Publisher:
             )
         check_headers(content.layers if secret is None else content.layers + content.sources)
         manifest = self._draft(content, message, parent, secret)
-        changed = not self.has(Content.of(manifest))
-        if self.newest is None or changed:
-            with words_of_the_user():
-                signed = open_manifest(sign_manifest(manifest, self.key))
-        else:
-            signed = self.newest.signed
+        if self.newest is not None and self.has(Content.of(manifest)):
+            return self.serve_again(self.newest, public=public)
+        with words_of_the_user():
+            signed = open_manifest(sign_manifest(manifest, self.key))
+        return self._serve(signed, public=public, secret=secret) | {"changed": True}
+
+    def serve_again(self, version: StoredRef, *, public: bool) -> dict[str, Any]:
+        """Have a version served that is signed already; return facts, as of `release`."""
+        facts = self._serve(version.signed, public=public, secret=version.secret)
+        return facts | {"changed": False}
+
+    def _serve(
+        self, signed: SignedManifest, *, public: bool, secret: bytes | None
+    ) -> dict[str, Any]:
         answer = serve_version(self.client, signed, self.key, public=public, secret=secret)
         return {
             "name": answer["name"],
@@ -331,7 +295,6 @@ class Publisher:
             "version": signed.manifest.version,
             "image_id": signed.manifest.image_id,
             "profile": bool(signed.manifest.profile),
-            "changed": changed,
         }
 
     def withdraw(self, message: str) -> dict[str, Any]:
@@ -399,6 +362,8 @@ class Publisher:
         )
         if not manifest.profile:
             manifest = replace(manifest, profile=self._profile_for(manifest))
+            if manifest.profile and not message and self.has(content):
+                return replace(manifest, message=WITH_PROFILE)
         return manifest
 
     def _profile_for(self, manifest: Manifest) -> bytes:

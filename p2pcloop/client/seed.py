@@ -6,12 +6,15 @@ from typing import Any
 
 from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.publisher import Content, Publisher
+from p2pcloop.client.same_file import check_same, holder_of, is_other_source, keep_newest
 from p2pcloop.client.terminal import notify
+from p2pcloop.errors import UsageError
 from p2pcloop.formats.boot_parameters import BootParameters
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
     detect_filesystem,
 )
+from p2pcloop.formats.manifest import Manifest
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import unchanged
 from p2pcloop.making.pack import device_roots, device_size, odd_length, read_start, write_layer
@@ -31,14 +34,36 @@ def seed_image(
 ) -> dict[str, Any]:
     """Publish a whole image file, in place if that is possible, else packed; return facts.
 
-    Errors as of `seed_content` and `Publisher.release`.
+    Where an older version was made of that content, the newest one is served again.
+
+    Args:
+        as_new_version: publish it all the same.
+
+    Raises:
+        UsageError: the newest version is to stay, and has other words for the kernel; else as of
+            `seed_content`, `keep_newest` and `Publisher.release`.
     """
     content, facts = seed_content(
         file, publisher, append=append, quiet=quiet, as_new_version=as_new_version
     )
-    answer = publisher.release(content, message=message, public=public) | facts
+    holder = None if as_new_version else holder_of(publisher, content.layers[0].layer_id)
+    if holder is None:
+        answer = publisher.release(content, message=message, public=public) | facts
+    else:
+        newest = keep_newest(publisher, holder)
+        _check_append(newest.signed.manifest, append)
+        answer = publisher.serve_again(newest, public=public) | facts
     remember_source(publisher.home, publisher.name, file.source)
     return answer
+
+
+def _check_append(newest: Manifest, append: str) -> None:
+    """Refuse words for the kernel that would be lost, since no version is made."""
+    if append not in ("", newest.boot.append):
+        raise UsageError(
+            tr("--append is for a new version, and there is none"),
+            hint="--as-new-version publishes the content of the file again, with --append",
+        )
 
 
 def seed_content(
@@ -58,9 +83,9 @@ def seed_content(
         UsageError: it is another file than that of the versions before, and holds another image.
     """
     publisher.check_secret(None)
-    other = not as_new_version and publisher.is_other_source(file.source)
+    other = not as_new_version and is_other_source(publisher, file.source)
     if other:
-        publisher.check_same(device_size(file), None, file.source)  # before all of it is read
+        check_same(publisher, device_size(file), None, file.source)  # before all of it is read
     for note in file.notes:
         notify(tr("{file}: {note}", file=file.name, note=note))
     with unchanged(file), publisher.home.staging() as staging:
@@ -70,7 +95,7 @@ def seed_content(
         if note:
             notify(note)
         if other:
-            publisher.check_same(header.image_size, header.layer_id, file.source)
+            check_same(publisher, header.image_size, header.layer_id, file.source)
         layer = publisher.serve_layer(staging, header)
         filesystem = detect_filesystem(read_start(file, PROBE_SIZE))
         boot = BootParameters(filesystem, append, device_roots(file))

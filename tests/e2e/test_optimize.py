@@ -98,8 +98,11 @@ def test_a_layer_that_changes_something_is_never_replaced(
     third = optimize(node, made["name"], "--name", "tiny")
     assert (third["version"], third["layers"], third["replaced"]) == (4, 4, False)
     assert exported(node, made["name"], tmp_path / "out") == new.read_bytes()
-    # Seeded again, the image is a version of its own again.
-    back = optimize(node, image, "--name", "tiny", "--profile", one)
+    # Seeded again, the image takes nothing back, unless the user says so.
+    kept = optimize(node, image, "--name", "tiny", "--profile", one)
+    assert (kept["version"], kept["changed"]) == (4, False)
+    words = ("--name", "tiny", "--profile", one, "--as-new-version")
+    back = optimize(node, image, *words)
     assert (back["version"], back["layers"]) == (6, 2)
     assert exported(node, made["name"], tmp_path / "out") == image.read_bytes()
 
@@ -152,3 +155,21 @@ def test_a_profile_of_an_image_that_is_somebody_elses(
     assert made["stored_blocks"] + made["zero_blocks"] == recorded["blocks"]
     shown = owner.json("profile", "show", made["link"])
     assert (shown["origin"], shown["blocks"]) == ("attached", recorded["blocks"])
+
+
+def test_an_image_file_below_the_newest_version_optimizes_that(
+    nodes: Nodes, image: Path, cloop: Path, tmp_path: Path
+) -> None:
+    """What was published since is not taken back."""
+    node = nodes.make()
+    seeded = node.seed(cloop, "tiny")
+    new = copy(image, tmp_path / "new.img")
+    write_files(new, tmp_path, own=b"own")
+    assert node.json("publish", new, "--name", "tiny")["version"] == 2
+    profile = write_profile(tmp_path / "one", (1600, 300))
+    made = optimize(node, cloop, "--name", "tiny", "--profile", profile)
+    assert (made["version"], made["layers"]) == (3, 3)
+    assert exported(node, seeded["name"], tmp_path / "out") == new.read_bytes()
+    again = node.run("optimize", cloop, "--name", "tiny", "--profile", profile)
+    assert "version 3 (optimized) lies on this file" in again.err
+    assert node.json("seed", cloop, "--name", "tiny")["changed"] is False

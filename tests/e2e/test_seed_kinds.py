@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.formats.filesystem import detect_filesystem
+from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
+from p2pcloop.store.profiles import keep_profile
 from tests.support.cds import make_iso
 from tests.support.disks import EFI, LINUX, make_gpt
-from tests.support.images import make_image
+from tests.support.images import make_image, write_cloop_file
 from tests.support.programs import Guest, Node, Nodes, tool
 from tools.tiny_image import fill_root
 
@@ -109,6 +111,71 @@ def test_another_image_of_the_same_stem_is_refused(node: Node, ext4: Path, tmp_p
     other[-5:] = b"y" * 5
     (tmp_path / "moved.img").write_bytes(other)
     assert node.json("seed", tmp_path / "moved.img", "--name", "t")["version"] == 4
+
+
+def versions(node: Node, name: str) -> list[tuple[int, str]]:
+    return [(each["version"], each["message"]) for each in node.json("log", name)["versions"]]
+
+
+def test_a_file_seeded_again_takes_no_newer_version_back(node: Node, tmp_path: Path) -> None:
+    """Every reader that updates would lose what was published since."""
+    raw = make_image(5 << 16, seed=5)
+    cloop = write_cloop_file(tmp_path / "kept.cloop", raw)
+    changed = tmp_path / "changed.img"
+    changed.write_bytes(raw[:100_000] + b"new" + raw[100_003:] + b"more" * 1024)
+    first = node.seed(cloop, "kept")
+    second = node.json("publish", changed, "--raw", "--name", "kept", "-m", "a change")
+    assert (second["version"], second["layers"]) == (2, 2)
+    keeps = "version 2 (a change) lies on this file and stays the newest"
+
+    again = node.run("seed", cloop, "--raw")
+    assert keeps in again.err
+    assert second["link"] in again.out
+    moved = tmp_path / "moved.cloop"
+    cloop.rename(moved)
+    answer = node.seed(moved, "kept")
+    assert (answer["version"], answer["changed"]) == (2, False)
+    assert (answer["manifest"], answer["link"]) == (second["manifest"], second["link"])
+    refused = node.run("seed", moved, "--raw", "--name", "kept", "--append", "quiet", code=2)
+    assert "--as-new-version" in refused.err
+    assert versions(node, first["name"]) == [(2, "a change"), (1, "")]
+
+    # On purpose it is the next version.
+    assert node.seed(moved, "kept", "--as-new-version")["version"] == 3
+    assert node.seed(moved, "kept")["changed"] is False
+
+
+def test_the_content_of_an_older_version_is_no_new_one(node: Node, tmp_path: Path) -> None:
+    image = tmp_path / "older.img"
+    old, new = make_image(300_000, seed=6), make_image(300_000, seed=7)
+    for number, content in enumerate((old, new), start=1):
+        image.write_bytes(content)
+        assert node.seed(image, "older")["version"] == number
+    image.write_bytes(old)
+    again = node.run("seed", image, "--raw")
+    assert "version 1 was made of this content; version 2 stays the newest" in again.err
+    assert node.seed(image, "older", "--as-new-version")["version"] == 3
+
+    # A withdrawal is not taken back either, unless the content is new.
+    node.run("unpublish", "older", "-m", "a mistake")
+    refused = node.run("seed", image, "--raw", code=2)
+    assert "is withdrawn, by version 4" in refused.err
+    assert "--as-new-version" in refused.err
+    image.write_bytes(make_image(300_000, seed=8))
+    assert node.seed(image, "older")["version"] == 5
+
+
+def test_a_file_seeded_again_after_a_boot_is_a_version_with_a_profile(
+    node: Node, tmp_path: Path
+) -> None:
+    cloop = write_cloop_file(tmp_path / "booted.cloop", make_image(300_000, seed=9))
+    first = node.seed(cloop, "booted")
+    touches = pack_touches([Touch(0, 10, 0)])
+    profile = Profile(bytes.fromhex(first["image_id"]), first["size"], 0, touches)
+    keep_profile(node.home, pack_profile(profile))
+    assert node.seed(cloop, "booted")["version"] == 2
+    assert node.seed(cloop, "booted")["changed"] is False
+    assert versions(node, first["name"]) == [(2, "with a profile"), (1, "")]
 
 
 def test_an_empty_label_is_refused(node: Node, ext4: Path) -> None:
