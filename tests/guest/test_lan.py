@@ -539,8 +539,34 @@ print(json.dumps(told))
 """
 
 
+CHECKED = """
+from p2pcloopd.guest.network.choice import parse_network
+try:
+    parse_network("lan").check()
+    told = None
+except P2pcloopError as err:
+    told = str(err), err.hint
+print(json.dumps(told))
+"""
+
+
 @needs_another_user
-def test_a_tun_that_is_closed_to_users_is_named() -> None:
-    said, hint = as_ordinary_user(CLOSED, "600")
-    assert said == "no network card can be made in the LAN's namespace: Permission denied"
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (CLOSED, "no network card can be made in the LAN's namespace: Permission denied"),
+        (
+            CHECKED,
+            "cannot open /dev/net/tun, from which network cards are made: Permission denied",
+        ),
+    ],
+)
+def test_a_tun_that_is_closed_to_users_is_named(program: str, message: str) -> None:
+    said, hint = as_ordinary_user(program, "600")
+    assert said == message
     assert "chmod 666 /dev/net/tun" in hint
+
+
+@needs_another_user
+def test_a_tun_that_is_open_to_users_is_found() -> None:
+    assert as_ordinary_user(CHECKED, "666") is None

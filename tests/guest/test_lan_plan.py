@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, UsageError
-from p2pcloopd.guest.network import choice, lan_owner
+from p2pcloopd.guest.network import choice, lan_owner, taps
 from p2pcloopd.guest.network.choice import Network, parse_network
 from p2pcloopd.guest.network.lan_plan import SLOTS, choose_network
 from p2pcloopd.guest.network.namespace_taps import TapMaker
@@ -71,7 +71,7 @@ def test_only_root_may_use_a_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_machine_without_taps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(choice, "_TUN", tmp_path / "tun")
+    monkeypatch.setattr(taps, "_DEVICE", str(tmp_path / "tun"))
     with pytest.raises(GuestError, match="tun, from which network cards are made") as caught:
         Network("lan", "lan").check()
     assert "modprobe tun" in str(caught.value.hint)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-from pathlib import Path
 from typing import Literal
 
 from p2pcloop.errors import GuestError, NotHereError, UsageError
@@ -20,7 +19,6 @@ DEFAULT_LAN = "lan"
 
 _LAN_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _INTERFACE = re.compile(r"[^/\s:]{1,15}")
-_TUN = Path("/dev/net/tun")
 _FORM = "give none, user, lan, lan:NAME or bridge:INTERFACE"
 
 
@@ -45,7 +43,7 @@ class Network:
         Raises:
             UsageError: it needs root.
             NotHereError: there is no such interface.
-            GuestError: the interface is no bridge, or is down; or there is no /dev/net/tun.
+            GuestError: the interface is no bridge, or is down; or as of `taps.check_device`.
             NeedsPackageError: a program is missing.
         """
         if self.kind == "lan":
@@ -53,15 +51,8 @@ class Network:
                 find_program(program, package)
         elif self.kind == "bridge":
             check_bridge(self.name)
-        if self.kind in ("lan", "bridge") and not _TUN.exists():
-            raise GuestError(
-                tr("this machine has no {tun}, from which network cards are made", tun=_TUN),
-                hint=tr(
-                    "load the kernel's module as root: `modprobe tun`; in a container: give it the"
-                    " device (`docker run --device {tun}`)",
-                    tun=_TUN,
-                ),
-            )
+        if self.kind in ("lan", "bridge"):
+            taps.check_device()
 
 
 LAN_PROGRAMS = {

@@ -15,6 +15,8 @@ import struct
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError
 from p2pcloop.words import tr
 
+_DEVICE = "/dev/net/tun"
+
 # linux/if_tun.h, linux/sockios.h, linux/if.h
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _TAP, _NO_HEADER = 0x0002, 0x1000
@@ -32,6 +34,44 @@ _REQUEST = struct.Struct(f"{_NAME_SIZE}s24x")
 """struct ifreq."""
 
 
+def check_device() -> None:
+    """Check that this user may make taps.
+
+    Raises:
+        GuestError: the device they are made from is missing, or cannot be opened.
+    """
+    try:
+        os.close(_open_device())
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            raise GuestError(
+                tr(
+                    "cannot open {tun}, from which network cards are made: {why}",
+                    tun=_DEVICE,
+                    why=err.strerror,
+                ),
+                hint=_closed_hint(),
+            ) from err
+        raise GuestError(
+            tr("this machine has no {tun}, from which network cards are made", tun=_DEVICE),
+            hint=tr(
+                "load the kernel's module as root: `modprobe tun`; in a container: give it the"
+                " device (`docker run --device {tun}`)",
+                tun=_DEVICE,
+            ),
+        ) from err
+
+
+def _open_device() -> int:
+    return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _closed_hint() -> str:
+    return tr(
+        "all users need to read and write it, as in Debian: `chmod 666 /dev/net/tun`, as root"
+    )
+
+
 def open_tap(template: str, mtu: int, bridge: str | None = None) -> int:
     """Make a tap in the network namespace of this process, and set it up.
 
@@ -46,7 +86,7 @@ def open_tap(template: str, mtu: int, bridge: str | None = None) -> int:
     Raises:
         OSError: the kernel refused; nothing remains.
     """
-    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    tap = _open_device()
     try:
         request = struct.pack(f"{_NAME_SIZE}sH22x", template.encode(), _TAP | _NO_HEADER)
         name = fcntl.ioctl(tap, _TUNSETIFF, request)[:_NAME_SIZE].rstrip(b"\0")
@@ -155,11 +195,7 @@ def cannot_make_card(err: OSError, place: str) -> P2pcloopError:
     """The error of a tap that cannot be made."""
     if err.errno == errno.EBUSY:
         return BusyError(tr("there is such a network card {place} already", place=place))
-    hint = None
-    if err.filename == "/dev/net/tun":
-        hint = tr(
-            "all users need to read and write it, as in Debian: `chmod 666 /dev/net/tun`, as root"
-        )
     return GuestError(
-        tr("no network card can be made {place}: {why}", place=place, why=err.strerror), hint=hint
+        tr("no network card can be made {place}: {why}", place=place, why=err.strerror),
+        hint=_closed_hint() if err.filename == _DEVICE else None,
     )
