@@ -93,6 +93,10 @@ class Home:
         return self.root / "ports.msgpack"
 
     @property
+    def link_places(self) -> Path:
+        return self.root / "link-places"
+
+    @property
     def log(self) -> Path:
         return self.root / "daemon.log"
 
@@ -179,7 +183,7 @@ class Home:
             *(self.lock_path, self.starting_path, self.publishing_path),
             *(self.short_names_lock, self.trusted_keys_lock),
         )
-        files = self.control_socket, self.config, self.ports
+        files = self.control_socket, self.config, self.ports, self.link_places
         logs = self.log, self.mount_log
         lists = self.names, self.short_names, self.trusted_keys, self.pins
         readers = self.guests, self.sources, self.indexes, self.kept

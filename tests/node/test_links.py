@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import urlsplit
+
 import pytest
 
 from p2pcloop.formats.link import parse_link
+from p2pcloopd.node.link_places import MAX_PLACES, LinkPlaces
 from p2pcloopd.node.links import _may_reach
 from tests.support.ports import free_port
 from tests.support.programs import Nodes
@@ -35,6 +39,42 @@ def test_loopback_is_for_this_machine_and_what_reaches_nobody_for_nobody(
 ) -> None:
     assert _may_reach(host, local=False) is from_elsewhere
     assert _may_reach(host, local=True) is on_this_machine
+
+
+def test_a_link_names_none_of_the_addresses_that_the_node_had_before(
+    nodes: Nodes, content: bytes, tmp_path: Path
+) -> None:
+    image, changed = tmp_path / "image", tmp_path / "changed"
+    image.write_bytes(content[: 1 << 16])
+    changed.write_bytes(content[: 1 << 15] + bytes(1 << 15))
+    other, node = nodes.start(), nodes.make()
+    base = parse_link(other.seed(image)["link"])
+    above = "publish", changed, "--name", "above", "--base", str(base), "--raw"
+    for host in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
+        node.run("config", "set", "listen", f"{host}:0")
+        for made, at in ((node.json(*above), ["127.0.0.1"]), (node.seed(changed, "own"), [])):
+            link = parse_link(made["link"])
+            assert [peer for peer, _ in link.peers] == [host, *at], "the base is there, too"
+            assert [urlsplit(each).hostname for each in link.mirrors] == [host, *at]
+        node.run("daemon", "stop")
+
+
+def test_a_file_of_places_that_is_damaged_or_full_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "link-places"
+    path.write_bytes(b"\xff\n192.0.2.1:1\n")
+    places = LinkPlaces(path)
+    assert "192.0.2.1:1" in places
+    places.note(f"192.0.2.2:{port}" for port in range(MAX_PLACES - 1))
+    places.note(["192.0.2.1:1"])
+    places.note(["192.0.2.3:1"])
+    again = LinkPlaces(path)
+    assert "192.0.2.3:1" in again
+    assert "192.0.2.1:1" in again
+    assert "192.0.2.2:0" not in again
+    assert len(path.read_text().splitlines()) == MAX_PLACES
+    path.unlink()
+    path.mkdir()
+    assert "192.0.2.3:1" not in LinkPlaces(path)
 
 
 def test_links_of_public_images_name_the_trackers(nodes: Nodes, content: bytes) -> None:

@@ -69,7 +69,9 @@ def test_an_image_goes_from_one_odd_home_to_another(folder: Path, command: Comma
     assert json.loads(command("third", "status", "--json"))["home"] == str(folder / "third")
 
 
-@pytest.mark.parametrize("name", ["names.msgpack", "pins.msgpack", "ports.msgpack", "short-names"])
+@pytest.mark.parametrize(
+    "name", ["names.msgpack", "pins.msgpack", "ports.msgpack", "short-names", "link-places"]
+)
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(nodes: Nodes, name: str) -> None:
     node = nodes.make()
     node.start()

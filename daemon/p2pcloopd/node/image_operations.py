@@ -11,7 +11,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.errors import MismatchError, NotHereError, UsageError
-from p2pcloop.formats.link import MAX_LINK_LENGTH
+from p2pcloop.formats.link import MAX_LINK_LENGTH, format_peer
 from p2pcloop.formats.manifest import (
     ID_SIZE,
     INFO_HASH_SIZE,
@@ -95,6 +95,8 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
             before = node.engine.get(manifest.previous.torrent)
             public |= before is not None and before.peers.sources.public
             await node.engine.add(torrent, public=public)
+        own = [*map(format_peer, node.addresses()), *node.urls()]
+        await trio.to_thread.run_sync(node.link_places.note, own)
         link = make_link(node, signed, torrent, layers, public=public, secret=secret)
         kept = await trio.to_thread.run_sync(node.records.keep, signed, link)
         await trio.to_thread.run_sync(unmark_removed, node.home, signed.id)

@@ -7,6 +7,8 @@ peer is some 25 characters of it and a URL 40, so what others add stays below a 
 The link of a public version is for strangers: it names no peers of others, who may have been told
 of by a link that went from hand to hand, nor their nodes' URLs. Strangers find them as trackers
 and the DHT have it.
+
+An address that this node had before is no other peer: it came here by an older link of our own.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
-from p2pcloop.formats.link import Link
+from p2pcloop.formats.link import Link, format_peer
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.formats.place import is_url
 from p2pcloopd.engine.disk.record import Peer
@@ -50,12 +52,14 @@ def make_link(
     # Who reaches this node from elsewhere reaches nothing on this machine's loopback.
     local = all(_is_loopback(host) for host, _ in peers)
     others = [
-        peer for peer in _known_peers(layers) if peer not in peers and _may_reach(peer[0], local)
+        peer
+        for peer in _known_peers(layers)
+        if format_peer(peer) not in node.link_places and _may_reach(peer[0], local)
     ]
     mirrors = [
         base
         for base in node.layers.bases(manifest.all_layers)
-        if is_url(base) and base not in urls and _may_reach(_host(base), local)
+        if is_url(base) and base not in node.link_places and _may_reach(_host(base), local)
     ]
     if public:
         hosts = {host for host, _ in others}

@@ -27,6 +27,7 @@ from p2pcloopd.names.lookup import RecordSource
 from p2pcloopd.node.catalogue import Catalogue
 from p2pcloopd.node.dispatch_log import DispatchLog
 from p2pcloopd.node.growing_sum import GrowingSum
+from p2pcloopd.node.link_places import LinkPlaces
 from p2pcloopd.node.room import Room
 from p2pcloopd.node.servers import Layers
 from p2pcloopd.node.waiting import Reports
@@ -44,6 +45,7 @@ class Node:
         engine: the torrents.
         records: manifests and names.
         log: of this process.
+        link_places: where its links led so far.
         records_lock: held while records are changed.
         sources: who is asked for records of names, besides the mirrors that a link names.
         announcer: keeps what is public in the DHT, or None where that is not used.
@@ -80,6 +82,7 @@ class Node:
         self.engine = engine
         self.records = records
         self.log = log
+        self.link_places = LinkPlaces(home.link_places)
         self.records_lock = trio.Lock()
         self.sources: list[RecordSource] = []
         self.announcer: Announcer | None = None
