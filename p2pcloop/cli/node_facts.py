@@ -14,7 +14,7 @@ from p2pcloop.words import tr
 STALLED_SECONDS = 1
 """Without data for so long a torrent that is wanted is said to wait."""
 
-_OF_IMAGES: dict[str, Any] = {"whole": False}
+_OF_IMAGES: dict[str, Any] = {"whole": False, "sources": ()}
 _OF_TORRENTS: dict[str, Any] = {
     "image": None,
     "version": None,
@@ -39,16 +39,18 @@ def look(home: Home, node: dict[str, Any]) -> dict[str, Any]:
 def torrents_of(
     image: dict[str, Any], torrents: dict[bytes, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The torrents of an image's layers, as far as the node has them."""
-    return [torrents[layer] for layer in image["torrents"] if layer in torrents]
+    """The torrents of an image's layers and source layers, as far as the node has them."""
+    used = (*image["torrents"], *image["sources"])
+    return [torrents[layer] for layer in used if layer in torrents]
 
 
 def other_torrents(node: dict[str, Any]) -> list[dict[str, Any]]:
-    """The torrents that are neither layers nor manifests of the newest version of a name."""
+    """The torrents that no newest version of a name needs: neither layers of it nor source layers,
+    nor its manifest."""
     told = {
         torrent
         for image in node["images"]
-        for torrent in (*image["torrents"], image["manifest_torrent"])
+        for torrent in (*image["torrents"], *image["sources"], image["manifest_torrent"])
     }
     return [torrent for torrent in node["torrents"] if torrent["info_hash"] not in told]
 

@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pcloop.formats.block_map import Run
+from p2pcloop.formats.manifest import LayerRef, Manifest, open_manifest, sign_manifest
 from p2pcloop.formats.profile import LATER, Touch, divide_touches
 from p2pcloop.image.ahead import ChunkKey
 from p2pcloop.image.api import ByteRange, Missing
@@ -25,7 +27,7 @@ from p2pcloopd.block.arrivals import Arrivals
 from p2pcloopd.block.memory_file import MemoryFile
 from p2pcloopd.block.memory_push import MemoryPush, push_sockets
 from p2pcloopd.block.prefetch import Prefetch
-from p2pcloopd.block.server import expected_touches, push_pages
+from p2pcloopd.block.server import expected_touches, push_pages, read_ahead
 from p2pcloopd.block.source import StoredBackend
 from p2pcloopd.block.spec import BlockServerSpec, MemoryPart
 from p2pcloopd.block.supplier import Supplier
@@ -141,6 +143,30 @@ def test_who_does_not_wait_for_an_answer_waits_for_all(device: ImageDevice, tmp_
     )
     spec = replace(spec, memory=replace(memory, whole_profile=False))
     assert divide_touches(expected_touches(spec)) == ([*PROFILE[:2]], [*PROFILE[2:]])
+
+
+async def test_source_layers_are_filled_in_too(device: ImageDevice, tmp_path: Path) -> None:
+    filled = []
+
+    class Filled:
+        async def call(self, op: str, on_event: Any = None, **args: Any) -> dict[str, Any]:
+            assert on_event is None
+            filled.append((op, args["torrent"]))
+            return {}
+
+    own, source = (
+        LayerRef(each * 32, each * 20, 4096, 512, 1 << 20, 1 << 16) for each in (b"l", b"s")
+    )
+    key = Ed25519PrivateKey.generate()
+    manifest = Manifest(
+        key.public_key().public_bytes_raw(), "image", 2, 0, 1 << 20, (own,), sources=(source,)
+    )
+    spec = BlockServerSpec(Home(tmp_path), open_manifest(sign_manifest(manifest, key)), fill=0)
+    node = Filled()
+    supplier = Supplier(node, lambda *_: None)
+    ahead = Prefetch(device, node, supplier)
+    await read_ahead(spec, StoredBackend(device, supplier, ahead, cast("Any", None), whole=True))
+    assert filled == [("fill", own.torrent), ("fill", source.torrent)]
 
 
 async def test_the_profile_of_a_boot_is_one_stream(ahead: Prefetch, node: Node) -> None:

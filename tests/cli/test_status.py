@@ -19,7 +19,7 @@ from p2pcloop.store.home import Home
 
 KEY = "y" * 52
 NAME = f"@{KEY}/debian"
-LAYER, MANIFEST, OLD = (bytes([number]) * 20 for number in range(3))
+LAYER, MANIFEST, OLD, SOURCE = (bytes([number]) * 20 for number in range(4))
 
 
 def torrent(info_hash: bytes, **fields: Any) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def image(name: str, *torrents: bytes) -> dict[str, Any]:
         "name": name,
         "version": 2,
         "torrents": list(torrents),
+        "sources": [],
         "manifest_torrent": MANIFEST,
         "size": 1000,
         "have_bytes": 1000,
@@ -123,6 +124,21 @@ def test_torrents_are_told_by_the_names_of_their_images(home: Path) -> None:
     assert any(line.startswith(f"image {OLD.hex()[:8]} ") for line in lone)
 
 
+def test_a_squashed_image_is_told_with_the_layers_that_it_reads_from(home: Path) -> None:
+    peer = {"address": "192.0.2.7:1", "connected": True}
+    moving = {"down_rate": 5000, "peers": [peer]}
+    source = torrent(SOURCE, have_bytes=10, wanted=True, stalled=4.0, traffic=moving)
+    squashed = image(NAME, LAYER) | {"sources": [SOURCE]}
+    answer = node(home, torrent(LAYER), source, images=[squashed])
+    text = told(answer)
+    assert "torrents that are not" not in text
+    assert "1 peer" in text
+    assert "waits 0:00:04 for data" in text
+    rows = [line for line in drawn(answer) if line.startswith("@")]
+    assert len(rows) == 1
+    assert "5.0 kB/s" in rows[0]
+
+
 @pytest.mark.usefixtures("waiting_guest")
 @pytest.mark.parametrize(("width", "height"), [(90, 24), (60, 10), (30, 5), (200, 60)])
 def test_the_screen_fits_the_terminal(home: Path, width: int, height: int) -> None:
@@ -155,6 +171,8 @@ def test_what_waits_comes_first_and_then_what_moves(home: Path) -> None:
 
 def test_a_node_of_an_older_version_tells_less(home: Path) -> None:
     answer = node(home, torrent(LAYER))
+    del answer["images"][0]["sources"]
+    assert "torrents that are not" not in told(answer)
     del answer["images"]
     for name in ("image", "version", "kind", "wanted", "stalled", "tried"):
         del answer["torrents"][0][name]

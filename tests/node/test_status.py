@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import LayerRef, open_manifest, sign_manifest
 from p2pcloop.store.records import Records
 from p2pcloop.units import format_size
+from p2pcloopd.guest import report
 from p2pcloopd.web.views import NodeView
 from tests.support.programs import Node, Nodes, OnTerminal
 from tests.support.waiting import BOUND
@@ -46,6 +48,33 @@ def test_torrents_are_told_with_their_images(node: Node, content: bytes) -> None
     assert image["torrents"] == [new["torrent"]]
     assert image["size"] == image["have_bytes"] == 4096 + len(content) - 1
     assert image["whole"]
+
+
+def test_source_layers_are_told_with_the_image_that_reads_from_them(
+    node: Node, content: bytes
+) -> None:
+    below = publish_version(node, content[1:])
+    first = publish_version(node, content, 2)
+    newest = open_manifest(first["manifest"]).manifest
+    source = replace(open_manifest(below["manifest"]).manifest.layers[0], layer_id=b"s" * 32)
+    squashed = sign_manifest(replace(newest, version=3, sources=(source,)), KEY)
+    node.call("seed_manifest", manifest=squashed)
+    [image] = node.call("status")["images"]
+    assert (image["torrents"], image["sources"]) == ([first["torrent"]], [below["torrent"]])
+    shown = node.run("status").out.partition("not of the newest version")[2]
+    assert "version 1)" in shown, "its manifest"
+    assert "version 3)" not in shown
+    assert below["torrent"].hex() not in shown
+    with node.connect() as client:
+        ref = StoredRef(open_manifest(squashed), image["name"], first["link"], client)
+        facts = report.image_facts(ref, node.call("status"), node.home)
+    assert facts["image_stored"] == 2 * len(content) - 1
+    view = NodeView(node.home)
+    view.take("status", node.call("status"))
+    moved = next(t for t in view._torrents.values() if t["info_hash"] == below["torrent"])
+    moved["traffic"] |= {"down_rate": 7}
+    view.take("watch", node.call("status") | {"images": [], "torrents": [moved]})
+    assert view.facts()["images"][image["name"]]["down"] == 7
 
 
 def test_an_image_is_not_whole_before_the_metadata_of_all_its_layers_is_here(

@@ -219,7 +219,7 @@ def _fetch_ahead(
         return arrivals
     if not spec.profile:
         nursery.start_soon(image.prefetch.follow)
-    nursery.start_soon(_read_ahead, spec, image)
+    nursery.start_soon(read_ahead, spec, image)
     return image.prefetch.arrivals
 
 
@@ -287,11 +287,11 @@ async def push_pages(
     await push(later, arrivals, later=True)
 
 
-async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
+async def read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
     """Prefetch what the front end is expected to read, then backfill, if that is wanted."""
     await backend.prefetch.run(expected_touches(spec))
     if spec.fill is not None and isinstance(spec.image, SignedManifest):
-        await backend.prefetch.fill(spec.image.manifest.layers, spec.fill)
+        await backend.prefetch.fill(spec.image.manifest.all_layers, spec.fill)
 
 
 def _report(disk: Disk, inherited: Inherited | None) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def image_facts(
         "image": target.name,
         "manifest": target.signed.id,
         "image_size": manifest.disk_length,
-        "image_stored": sum(layer.pack_length for layer in manifest.layers),
+        "image_stored": sum(layer.pack_length for layer in manifest.all_layers),
     }
     assert before is not None
     # A connection of its own: p2pcloopd may have been started anew under a running guest.

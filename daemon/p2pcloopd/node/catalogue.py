@@ -18,7 +18,7 @@ class ListedImage:
 
     Attributes:
         torrents: of its layers, base first; none of a version that withdraws the image.
-        used: `torrents`, and those of its source layers.
+        sources: of its source layers.
         stored: bytes of all those in `used`, as the manifest tells them: their own metadata may not
             be here.
         manifest_torrent: the torrent of its manifest.
@@ -27,9 +27,14 @@ class ListedImage:
     name: str
     version: int
     torrents: tuple[bytes, ...]
-    used: tuple[bytes, ...]
+    sources: tuple[bytes, ...]
     stored: int
     manifest_torrent: bytes
+
+    @property
+    def used(self) -> tuple[bytes, ...]:
+        """All that its readers may need."""
+        return self.torrents + self.sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ class Catalogue:
                     str(manifest.name),
                     manifest.version,
                     tuple(layer.torrent for layer in manifest.layers),
-                    tuple(layer.torrent for layer in manifest.all_layers),
+                    tuple(layer.torrent for layer in manifest.sources),
                     sum(each.index_length + each.pack_length for each in manifest.all_layers),
                     torrent,
                 )

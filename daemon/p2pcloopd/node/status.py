@@ -74,6 +74,7 @@ def _image(image: ListedImage, torrents: Mapping[bytes, TorrentStatistics]) -> d
         "name": image.name,
         "version": image.version,
         "torrents": image.torrents,
+        "sources": image.sources,
         "manifest_torrent": image.manifest_torrent,
         "size": image.stored,
         "have_bytes": have,

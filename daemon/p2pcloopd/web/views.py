@@ -48,7 +48,7 @@ class NodeView:
             self._images.pop(name, None)
             self._shown.pop(name, None)
         for name, image in self._images.items():
-            if name in images or not torrents.keys().isdisjoint(image["torrents"]):
+            if name in images or not torrents.keys().isdisjoint(_used(image)):
                 self._shown[name] = self._image(image)
         self.fresh.set()
 
@@ -79,7 +79,7 @@ class NodeView:
         }
 
     def _image(self, image: Mapping[str, Any]) -> dict[str, Any]:
-        torrents = [self._torrents[each] for each in image["torrents"] if each in self._torrents]
+        torrents = [self._torrents[each] for each in _used(image) if each in self._torrents]
         traffic = [each["traffic"] for each in torrents]
         return {
             "version": image["version"],
@@ -108,6 +108,11 @@ class NodeView:
             for server in torrent["traffic"]["servers"]:
                 add(server["base"], connected=True, amounts=server)
         return sorted(found.values(), key=_activity, reverse=True)
+
+
+def _used(image: Mapping[str, Any]) -> tuple[bytes, ...]:
+    """The torrents of its layers and source layers; a p2pcloopd of before does not tell these."""
+    return (*image["torrents"], *image.get("sources", ()))
 
 
 _PEER_FIELDS = {"received": "received", "sent": "sent", "down": "down_rate", "up": "up_rate"}
