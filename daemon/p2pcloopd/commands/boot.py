@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from p2pcloop.units import BLOCK_SIZE, format_size
 from p2pcloop.words import joined, tr
 from p2pcloopd.commands.display_options import DisplayOptions, display_options
 from p2pcloopd.commands.guest_command import run_guest_command
-from p2pcloopd.commands.guest_options import GuestOptions, guest_options
+from p2pcloopd.commands.guest_options import GuestOptions, ResumeOptions, guest_options
 from p2pcloopd.guest.console.escape import HELP
 from p2pcloopd.guest.display.choice import bound_display
 
@@ -193,7 +192,8 @@ class _Boot:
                 self.ref, self.options, partial(self._plan, started, shown_at)
             )
         if started is None and sys.stderr.isatty():
-            report_end(result, self.ref, self.options.overlay)
+            words = click.get_current_context().meta[WORDS]
+            report_end(result, self.ref, self.options, words)
         return result.exit_code
 
     def _plan(self, started: Callable[[str], None] | None, shown_at: Listeners) -> Plan:
@@ -257,8 +257,16 @@ def _display(ref: str, screen: DisplayOptions, shown_at: Listeners) -> Display |
     return make_display(ref, screen, shown_at)
 
 
-def report_end(result: GuestResult, ref: str, overlay: Path | None) -> None:
-    """Tell a user at a terminal how the guest ended; the kernel's last messages stand above."""
+def report_end(
+    result: GuestResult, ref: str, options: GuestOptions | ResumeOptions, words: Sequence[str]
+) -> None:
+    """Tell a user at a terminal how the guest ended; the kernel's last messages stand above.
+
+    Args:
+        ref: the image, as the user named it.
+        options: of the command that ran it.
+        words: behind `p2pcloop boot`, by which such a guest is booted.
+    """
     if result.reason == "suspended":
         assert result.state is not None
         name, version = result.state
@@ -278,34 +286,28 @@ def report_end(result: GuestResult, ref: str, overlay: Path | None) -> None:
             exit_code=result.exit_code,
         ),
     )
-    notify(tr("\np2pcloop: the guest {how}; {ref}", how=how, ref=_changes(ref, overlay)))
+    notify(tr("\np2pcloop: the guest {how}; {ref}", how=how, ref=_changes(ref, options, words)))
 
 
-def _changes(ref: str, overlay: Path | None) -> str:
+def _changes(ref: str, options: GuestOptions | ResumeOptions, words: Sequence[str]) -> str:
     """What the guest has changed, and what can be done with it, for a user at a terminal."""
+    overlay = options.overlay
     if overlay is None:
         return tr("its changes are gone (--overlay FILE keeps them)")
     from p2pcloop.formats.overlay import Overlay  # noqa: PLC0415  the block server has loaded it
+    from p2pcloopd.commands.again import Again  # noqa: PLC0415  it loads what reads manifests
 
     try:
         info = Overlay.inspect(overlay)
     except P2pcloopError:  # it was deleted meanwhile
         return tr("{overlay} is gone", overlay=printable(str(overlay)))
     size = format_size(info.data_blocks * BLOCK_SIZE)
-    file = shlex.quote(str(overlay))
-    image = shlex.quote(info.name or ref)
+    again = Again.of(command, ref, options, words)
+    publish, *more = again.publish(overlay, info)
     lines = [
         tr("{overlay} holds {size} of changes", overlay=printable(str(overlay)), size=size),
-        tr("  boot it again: p2pcloop boot {image} --overlay {file}", image=image, file=file),
+        tr("  boot it again: {command}", command=again.boot(overlay, info)),
+        tr("  pass it on:    {command}", command=publish),
+        *(f"                 {command}" for command in more),
     ]
-    if info.name:
-        lines.append(tr("  pass it on:    p2pcloop publish {file} --name LABEL", file=file))
-    else:  # others need the image, too
-        lines += [
-            tr("  pass it on:    p2pcloop seed {image}", image=image),
-            tr(
-                "                 p2pcloop publish {file} --name LABEL --base REF",
-                file=file,
-            ),
-        ]
     return joined("\n", lines)

@@ -212,7 +212,7 @@ class _Guest:
                 str(self.target.name), self.target, options, plan, ports
             ).run(self.begun)
         if started is None and sys.stderr.isatty():
-            report_end(result, str(self.target.name), options.overlay)
+            report_end(result, str(self.target.name), self.options, self._words())
         return result.exit_code
 
     def _start(self, started: Callable[[str], None] | None, ready: ReadyGuest) -> None:
