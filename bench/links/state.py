@@ -47,6 +47,7 @@ _PORT = 7099
 """Of the seeder: its address is in the state's link, which is made once for all lines."""
 
 RESUMED, HERE = "p2pcloop-resume", "p2pcloop-resume-here"
+WITHOUT_KERNEL = "p2pcloop-resume-no-kernel"
 
 SECONDS = {8748e3: 0.9, 1507e3: 2.0, 613e3: 4.0}
 """The most that a resume may take, by the link's bytes a second."""
@@ -99,14 +100,16 @@ class State:
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:
     runs = []
     state = _made_state(suite.bench)
-    resume = Contender(RESUMED, _ABOUT, partial(_cold, state))
+    resume = Contender(RESUMED, _ABOUT, partial(_cold, state, own_cache=False))
+    unknown = Contender(WITHOUT_KERNEL, _ABOUT_UNKNOWN, partial(_cold, state, own_cache=True))
     here = Contender(HERE, _ABOUT_HERE, partial(_here, state))
     for number, link in enumerate(options.links):
         place = suite.bench.work / str(number)
         place.mkdir()
         others = [] if options.ours or link.rate != _FOREIGN_RATE else [PRECOPY, COPIED]
+        contenders = [resume, unknown, ours.PROFILED, *others]
         plan = Plan(
-            [resume, ours.PROFILED, *others], options.rounds, LIMIT, suite.group, options.patience,
+            contenders, options.rounds, LIMIT, suite.group, options.patience,
             local=here,
             arrive=at_answer,
         )  # fmt: skip
@@ -126,11 +129,23 @@ def at_answer(console: Console, _reader: Host, _place: Path, limit: float) -> fl
 
 @contextmanager
 def resumed(
-    rig: Rig, host: Host, link: str, home: Path, place: Path, *more: str
+    rig: Rig,
+    host: Host,
+    link: str,
+    home: Path,
+    place: Path,
+    *more: str,
+    own_cache: bool = False,
 ) -> Iterator[Console]:
-    """`p2pcloop resume` on a host; its command and the start of its p2pcloopd included."""
+    """`p2pcloop resume` on a host; its command and the start of its p2pcloopd included.
+
+    Args:
+        own_cache: with an empty cache, so without the guest's kernel.
+    """
     key = link.partition("x.p2pcloop=")[2].partition("/")[0]
-    argv: list[Argument] = [*host.inside, rig.bench.p2pcloop, "resume", link, "--trust", key]
+    argv: list[Argument] = [*host.inside]
+    argv += ["env", f"XDG_CACHE_HOME={place / 'cache'}"] if own_cache else []
+    argv += [rig.bench.p2pcloop, "resume", link, "--trust", key]
     argv += ["--home", home, "--cpu", str(rig.bench.cpu), *more]
     log, errors = place / "guest.log", place / "resume.log"
     try:
@@ -181,12 +196,12 @@ def seeding(rig: Rig, state: State) -> Iterator[None]:
 
 
 @contextmanager
-def _cold(state: State, rig: Rig, _shared: Path) -> Iterator[Boot]:
+def _cold(state: State, rig: Rig, _shared: Path, *, own_cache: bool) -> Iterator[Boot]:
     @contextmanager
     def boot(place: Path, _limit: float) -> Iterator[Console]:
         with (
             node_on(rig.bench, rig.reader, place / "home") as home,
-            resumed(rig, rig.reader, state.link, home, place) as console,
+            resumed(rig, rig.reader, state.link, home, place, own_cache=own_cache) as console,
         ):
             yield console
 
@@ -204,7 +219,8 @@ def _here(state: State, rig: Rig, _shared: Path) -> Iterator[Boot]:
     yield boot
 
 
-_ABOUT = "p2pcloop resume of a state by its link, with an empty home"
+_ABOUT = "p2pcloop resume of a state by its link, with an empty home; its kernel is here"
+_ABOUT_UNKNOWN = "the same on a machine that has started no guest with that kernel"
 _ABOUT_HERE = "the same on the machine that made it: no link"
 
 
@@ -226,6 +242,9 @@ def bars(found: LinkRun) -> list[Bar]:
     rate = found.link.rate
     judged = [bar(TIME, "s", SECONDS.get(rate)), bar(RECEIVED, "B", MOST_BYTES)]
     judged.append(bar(TIME, "s", OF_BOOT.get(rate), PROFILED))
+    judged += [
+        bar(what, unit, None, WITHOUT_KERNEL) for what, unit in ((TIME, "s"), (RECEIVED, "B"))
+    ]
     for rival, limit in ((PRECOPY.name, OF_PRECOPY), (COPIED.name, None)):
         if found.samples.get(rival):
             judged.append(bar(TIME, "s", limit, rival))
