@@ -189,6 +189,8 @@ def trust(key: str | None, home: Home, *, forget: bool, as_json: bool) -> None:
     elif key is None:
         for line in known:
             say(line)
+        if not known:
+            notify("no key of another user is trusted here: `p2pcloop key trust @<key>` adds one")
     else:
         say(
             tr(

@@ -6,7 +6,7 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.refs import words_of_the_user
-from p2pcloop.client.terminal import say
+from p2pcloop.client.terminal import notify, say
 from p2pcloop.formats.link import is_link
 from p2pcloop.formats.name import Name, check_label
 from p2pcloop.formats.pasted import clean_pasted, parse_pasted_link
@@ -44,6 +44,8 @@ def list_(home: Home, as_json: bool) -> None:
     width = max(map(len, names), default=0)
     for short, name in names.items():
         say(tr("{short:{width}}  {name}", short=short, width=width, name=name))
+    if not names:
+        notify("no short name yet: `p2pcloop name add SHORT NAME` adds one")
 
 
 @command.command()

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from p2pcloop.errors import GuestError, UsageError
 from p2pcloop.store.guest_record import GuestRecord
-from p2pcloop.store.guests import GuestFolder, find_guest, process_start
+from p2pcloop.store.guests import GuestFolder, GuestState, find_guest, process_start
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
 from p2pcloop.words import tr
@@ -50,11 +50,11 @@ class GuestProcess:
         try:
             self._fd = os.pidfd_open(self.record.pid)
         except ProcessLookupError as err:
-            raise _ended(name) from err
+            raise _does_not_run(self.record) from err
         # Its number may be another process's by now, or be of another namespace.
         if process_start(self.record.pid) != self.record.process_start:
             os.close(self._fd)
-            raise _ended(name)
+            raise _does_not_run(self.record)
 
     def __enter__(self) -> Self:
         return self
@@ -121,8 +121,29 @@ class GuestProcess:
     def _running(self) -> GuestRecord:
         found = find_guest(self._home, self.name)
         if found.state != "running":
-            raise _ended(self.name)
+            raise _does_not_run(found.record)
         return found.record
+
+
+def describe_guest(guest: GuestState) -> str:
+    """What a guest is, and the command that leads to it, for a user who took it for an image."""
+    record = guest.record
+    name = record.name
+    if guest.state == "running":
+        return tr("{name} is a guest that runs: `p2pcloop attach {name}` leads to it", name=name)
+    if record.reason == "suspended":
+        return tr(
+            "{name} is a guest that is suspended: `p2pcloop resume {name}` lets it go on", name=name
+        )
+    if record.reason == "moved":
+        host = printable(str(record.host))
+        return tr("{name} is a guest that was moved, and goes on at {host}", name=name, host=host)
+    if record.words is None:
+        return tr(
+            "{name} is a guest that has ended: `p2pcloop logs {name}` shows what it printed",
+            name=name,
+        )
+    return tr("{name} is a guest that has ended: `p2pcloop start {name}` boots it again", name=name)
 
 
 def describe_display(folder: GuestFolder, display: Mapping[str, Any]) -> list[str]:
@@ -161,7 +182,19 @@ def names_or_all(names: Sequence[str], every: Sequence[str] | None) -> list[str]
     return list(dict.fromkeys(names if every is None else every))
 
 
-def _ended(name: str) -> GuestError:
+def _does_not_run(record: GuestRecord) -> GuestError:
+    name = record.name
+    if record.reason == "suspended":
+        return GuestError(
+            tr("the guest {name} is suspended", name=name),
+            hint=tr("`p2pcloop resume {name}` lets it go on", name=name),
+        )
+    if record.reason == "moved":
+        host = printable(str(record.host))
+        return GuestError(
+            tr("the guest {name} does not run here", name=name),
+            hint=tr("it was moved, and goes on at {host}", host=host),
+        )
     return GuestError(
         tr("the guest {name} does not run", name=name),
         hint=tr("`p2pcloop logs {name}` shows what it printed", name=name),

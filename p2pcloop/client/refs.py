@@ -273,6 +273,8 @@ def _shortened(pasted: str) -> UsageError:
 
 def _not_here(ref: str, home: Home) -> NotHereError:
     """The error for a REF that is neither a file nor a label or short name of the user's."""
+    from p2pcloop.client.guests import describe_guest  # noqa: PLC0415  see above
+    from p2pcloop.store.guests import list_guests  # noqa: PLC0415  see above
     from p2pcloop.store.known_names import known_names, short_key  # noqa: PLC0415  see above
 
     if not is_label(ref):
@@ -283,9 +285,12 @@ def _not_here(ref: str, home: Home) -> NotHereError:
             tr("there is no file {ref}, and you have published no image as {ref}", ref=ref),
             hint=tr("another publisher has: write {others}", others=" or ".join(others)),
         )
+    guest = next((each for each in list_guests(home) if each.record.name == ref), None)
     return NotHereError(
         tr("there is no file {ref}, and no image of that name is known here", ref=ref),
-        hint=tr("`p2pcloop images` lists what is known; {forms_hint}", forms_hint=_FORMS_HINT),
+        hint=tr("`p2pcloop images` lists what is known; {forms_hint}", forms_hint=_FORMS_HINT)
+        if guest is None
+        else describe_guest(guest),
     )
 
 

@@ -97,6 +97,59 @@ def test_a_guest_is_not_removed_as_an_image_but_told_how(p2pcloop: Run, begin: B
 
 
 @pytest.mark.parametrize(
+    ("facts", "ended", "told"),
+    [
+        ({"words": ["debian"]}, "poweroff", "is a guest that has ended: `p2pcloop start g1` boots"),
+        ({}, "poweroff", "is a guest that has ended: `p2pcloop logs g1` shows"),
+        ({}, "suspended", "is a guest that is suspended: `p2pcloop resume g1` lets"),
+        ({}, None, "is a guest that runs: `p2pcloop attach g1` leads"),
+    ],
+)
+def test_a_guest_is_no_image_but_it_is_told_what_leads_to_it(
+    p2pcloop: Run, begin: Begin, facts: dict[str, Any], ended: str | None, told: str
+) -> None:
+    own = begin("g1", **facts)
+    if ended is not None:
+        own.end(reason=ended, exit_code=0)
+        own.close()
+    for command in ("boot", "info"):
+        ran = p2pcloop(command, "g1")
+        assert ran.code == NotHereError.exit_code
+        assert f"hint: g1 {told}" in ran.err
+
+
+def test_a_guest_that_was_not_suspended_is_not_resumed(p2pcloop: Run, begin: Begin) -> None:
+    end(begin("g1", words=["debian"]))
+    ran = p2pcloop("resume", "g1")
+    assert ran.code == UsageError.exit_code
+    assert "the guest g1 was not suspended" in ran.err
+    assert "`p2pcloop start g1` boots it again" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"reason": "suspended"}, "the guest g1 is suspended\n  hint: `p2pcloop resume g1`"),
+        (
+            {"reason": "moved", "host": "there"},
+            "does not run here\n  hint: it was moved, and goes on",
+        ),
+        ({"reason": "poweroff"}, "the guest g1 does not run\n  hint: `p2pcloop logs g1`"),
+    ],
+)
+@pytest.mark.parametrize("words", [("stop",), ("suspend",), ("attach",), ("cp", "a", "g1:/b")])
+def test_a_guest_that_does_not_run_is_told_with_what_became_of_it(
+    p2pcloop: Run, begin: Begin, words: tuple[str, ...], facts: dict[str, Any], told: str
+) -> None:
+    own = begin("g1")
+    own.end(exit_code=0, **facts)
+    own.close()
+    ran = p2pcloop(*words, *(["g1"] if len(words) == 1 else []))
+    assert ran.code == GuestError.exit_code
+    assert told in ran.err
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("rm",),

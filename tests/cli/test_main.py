@@ -287,3 +287,19 @@ def test_a_file_whose_name_is_no_label_needs_one(p2pcloop: Run, tmp_path: Path) 
     ran = p2pcloop("seed", image)
     assert (ran.code, "--name LABEL" in ran.err) == (2, True)
     assert f"no label can be made of the name of {image}" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("key", "list"), "no key yet"),
+        (("key", "trust"), "no key of another user is trusted here"),
+        (("name", "list"), "no short name yet"),
+    ],
+)
+def test_a_list_that_is_empty_says_so(p2pcloop: Run, words: tuple[str, ...], told: str) -> None:
+    """Not on standard output, which has one entry a line."""
+    ran = p2pcloop(*words)
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err.startswith(told)
+    assert p2pcloop(*words, "--json").err == ""

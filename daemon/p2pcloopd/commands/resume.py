@@ -21,10 +21,11 @@ import click
 
 from p2pcloop.cli.options import GUEST
 from p2pcloop.cli.output import check_writable
-from p2pcloop.client.refs import resolve_ref, typed_ref, words_of_the_user
+from p2pcloop.client.guests import describe_guest
+from p2pcloop.client.refs import read_ref, resolve_ref, typed_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr, notify, warn
-from p2pcloop.errors import BusyError, P2pcloopError, UsageError
+from p2pcloop.errors import BusyError, NotHereError, P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.loading import loading
 from p2pcloop.store.guest_record import GuestRecord
@@ -239,7 +240,12 @@ class _Guest:
 
 
 def _suspended(ref: str, home: Home) -> GuestRecord | None:
-    """The record of the guest of this name, if it is one that is suspended."""
+    """The record of the guest of this name, if it is one that is suspended.
+
+    Raises:
+        BusyError: it runs.
+        UsageError: it was moved; or it has ended otherwise, and no image has that name.
+    """
     if not is_guest_name(ref) or not (home.guests / ref).exists():
         return None
     guest = find_guest(home, ref)
@@ -249,7 +255,16 @@ def _suspended(ref: str, home: Home) -> GuestRecord | None:
             hint=tr("`p2pcloop attach {ref}` leads to it", ref=ref),
         )
     check_is_here(guest.record)
-    return guest.record if guest.record.reason == "suspended" else None
+    if guest.record.reason == "suspended":
+        return guest.record
+    try:
+        with words_of_the_user():
+            read_ref(ref, home)  # its state may have its name
+    except NotHereError as err:
+        raise UsageError(
+            tr("the guest {ref} was not suspended", ref=ref), hint=describe_guest(guest)
+        ) from err
+    return None
 
 
 def _as_before(options: ResumeOptions, record: GuestRecord) -> ResumeOptions:
