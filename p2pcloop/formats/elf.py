@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator
 
@@ -32,8 +31,11 @@ class Segment:
     address: int
 
 
-def segments(program: bytes | mmap.mmap) -> Iterator[Segment]:
+def segments(program: bytes) -> Iterator[Segment]:
     """The program headers of an ELF file for x86-64; none of any other file.
+
+    Args:
+        program: the file, or its first part with the headers.
 
     Raises:
         struct.error: the file is cut off.

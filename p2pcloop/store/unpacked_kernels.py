@@ -9,7 +9,7 @@ those (docs/formats/pack.md, "Dictionary chunks").
 from __future__ import annotations
 
 import logging
-import mmap
+import os
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import platformdirs
 
-from p2pcloop.formats.elf import PT_LOAD, Segment, segments
+from p2pcloop.formats.elf import PT_LOAD, segments
 from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.units import BLOCK_SIZE
 
@@ -27,6 +27,8 @@ PageLike = Callable[[int], bytes | None]
 """Returns the page of a kernel that a block of a state's device was loaded from, or None."""
 
 _ZEROS = bytes(BLOCK_SIZE)
+_HEAD = 1 << 16
+"""Bytes of a file that hold its program headers."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ def pages_like(machine: MachineState, folder: Path | None = None) -> list[PageLi
     for path in sorted((folder or kernels_folder()).glob(f"{PREFIX}*")):
         try:
             kernel = _Kernel(path)
-        except (OSError, ValueError, struct.error) as err:  # removed just now; empty; cut off
+        except (OSError, struct.error) as err:  # removed just now; a pipe; cut off
             _log.debug("%s is passed over: %s", path, err)
             continue
         found.append(partial(_page, kernel, memory))
@@ -60,26 +62,33 @@ def _page(kernel: _Kernel, memory: range, block: int) -> bytes | None:
 
 
 class _Kernel:
-    """A file with a kernel, mapped."""
+    """A file with a kernel. It is opened for each page: it may be removed at any time, and a
+    descriptor of it would have to be closed by each user of a page."""
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self._program = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._loaded = [
-            each
-            for each in segments(self._program)
-            if each.kind == PT_LOAD and each.offset + each.length <= len(self._program)
-        ]
+        self._path = path
+        self._loaded = [each for each in segments(self._read(0, _HEAD)) if each.kind == PT_LOAD]
 
     def page(self, address: int) -> bytes | None:
         """What is loaded to a page of the guest's memory; None for nothing, and for zeros."""
         for segment in self._loaded:
-            if (page := self._page_of(segment, address)) is not None:
+            within = address - segment.address
+            if 0 <= within <= segment.length - BLOCK_SIZE:
+                page = self._page_at(segment.offset + within)
                 return None if page == _ZEROS else page
         return None
 
-    def _page_of(self, segment: Segment, address: int) -> bytes | None:
-        within = address - segment.address
-        if not 0 <= within <= segment.length - BLOCK_SIZE:
+    def _page_at(self, offset: int) -> bytes | None:
+        try:
+            page = self._read(offset, BLOCK_SIZE)
+        except OSError as err:
+            _log.debug("%s: %s", self._path, err)
             return None
-        return self._program[segment.offset + within : segment.offset + within + BLOCK_SIZE]
+        return page if len(page) == BLOCK_SIZE else None
+
+    def _read(self, offset: int, length: int) -> bytes:
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.pread(fd, length, offset)
+        finally:
+            os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def test_a_file_that_is_no_whole_kernel_has_no_wrong_page(tmp_path: Path, conten
     pages = pages_like(machine(1, b"devices"), tmp_path)
     found = {page(block) for page in pages for block in range(20)}
     assert found <= {None, CODE[:4096], CODE[4096:8192]}
+
+
+def test_a_file_that_goes_or_is_emptied_has_no_pages(tmp_path: Path) -> None:
+    kernel(tmp_path)
+    os.mkfifo(tmp_path / "vmlinux-2")
+    (page,) = pages_like(machine(1, b"devices"), tmp_path)
+    assert page(4) == CODE[:4096]
+    os.truncate(tmp_path / "vmlinux-1", 300)
+    assert page(4) is None
+    (tmp_path / "vmlinux-1").unlink()
+    assert page(4) is None
 
 
 def test_without_a_folder_there_is_none(tmp_path: Path) -> None:
