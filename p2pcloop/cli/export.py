@@ -124,7 +124,7 @@ def command(
             wanted = IsoExport(output, target, overlay, cd, home, as_json)
             export_iso(wanted, image, supply, as_json=as_json)
             return
-        device = open_device(target, image, overlay)
+        device = open_device(target, image, overlay, home)
         stack.callback(device.close)
         output.check_room(device.size)
         if isinstance(output.form, CloopForm):

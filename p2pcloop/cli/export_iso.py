@@ -22,19 +22,18 @@ from p2pcloop.cli.image_output import (
 from p2pcloop.cli.new_file import take_place
 from p2pcloop.client.fetch import verify_layer
 from p2pcloop.client.joined_root import open_joined_root
+from p2pcloop.client.overlay_base import open_overlay_on
 from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify, say
 from p2pcloop.errors import (
     CorruptError,
-    MismatchError,
     NeedsPackageError,
     UsageError,
     storage_error,
 )
 from p2pcloop.formats.cloop_writer import CloopForm
 from p2pcloop.formats.filesystem import PROBE_SIZE
-from p2pcloop.formats.overlay import Overlay
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
@@ -195,7 +194,7 @@ def _write_part(
     """Write the file that takes the image's place on the CD."""
     chosen = wanted.output.form
     form = chosen if isinstance(chosen, CloopForm) else form_on_cd(cd)
-    mode = _checked_mode(wanted.overlay, image)
+    mode = _checked_mode(wanted.overlay, image, wanted.home)
     output = replace(wanted.output, name=part, path=part, form=form or "raw")
     if mode == "files" or _is_joined(wanted.target):
         start = io.BufferedReader(DeviceReader(ImageDevice(image), supply)).read(PROBE_SIZE)
@@ -207,7 +206,7 @@ def _write_part(
             progress(0, size)
             write_image(_sized(output, size), root, size, progress)
         return
-    device = open_device(wanted.target, image, wanted.overlay)
+    device = open_device(wanted.target, image, wanted.overlay, wanted.home)
     try:
         write_device(_sized(output, device.size), device, supply, quiet=wanted.quiet)
     finally:
@@ -215,7 +214,7 @@ def _write_part(
 
 
 def open_device(
-    target: ImageFile | StoredRef, image: MergedImage, overlay: Path | None
+    target: ImageFile | StoredRef, image: MergedImage, overlay: Path | None, home: Home
 ) -> ImageDevice:
     """The device of an image, as an overlay of blocks changed it.
 
@@ -224,7 +223,7 @@ def open_device(
     """
     changes = None
     if overlay is not None:
-        changes = Overlay.open(overlay, image_id=image.image_id, read_only=True)
+        changes = open_overlay_on(overlay, home, image_id=image.image_id, read_only=True)
     if isinstance(target, StoredRef):
         length = target.signed.manifest.disk_length
     else:
@@ -232,17 +231,12 @@ def open_device(
     return ImageDevice(image, changes, length=length)
 
 
-def _checked_mode(overlay: Path | None, image: MergedImage) -> str | None:
+def _checked_mode(overlay: Path | None, image: MergedImage, home: Home) -> str | None:
     """The overlay's mode; nothing is begun for one of another image."""
     if overlay is None:
         return None
-    info = Overlay.inspect(overlay)
-    if info.image_id != image.image_id:
-        raise MismatchError(
-            tr("{overlay} was made on another image", overlay=overlay),
-            hint="`p2pcloop info` names the image that it was made on: give that",
-        )
-    return info.mode
+    with open_overlay_on(overlay, home, image_id=image.image_id, read_only=True, mode=None) as held:
+        return held.info().mode
 
 
 def _sized(output: Output, size: int) -> Output:

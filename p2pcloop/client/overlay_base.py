@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from p2pcloop.errors import NotHereError
+from pathlib import Path
+
+from p2pcloop.errors import MismatchError, NotHereError
 from p2pcloop.formats.name import Name
-from p2pcloop.formats.overlay import OverlayInfo
+from p2pcloop.formats.overlay import Overlay, OverlayInfo
 from p2pcloop.frozen import dataclass
+from p2pcloop.store.guest_record import GuestRecord
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
+from p2pcloop.words import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +47,70 @@ def base_of(info: OverlayInfo, home: Home) -> OverlayBase | None:
     if newest.image_id == info.image_id and not newest.withdrawn:
         return OverlayBase(newest.name, newest.version, is_newest=True)
     return OverlayBase(made_on.name, made_on.version, is_newest=False)
+
+
+def version_of_guest(record: GuestRecord, home: Home) -> int | None:
+    """The version that a guest with an overlay has to be booted with once more.
+
+    That is the one that it ran, unless its overlay was moved to another one since (`rebase`).
+
+    Returns:
+        None for an image that is a file, and for a guest without an overlay, which may begin with
+        any version.
+
+    Raises:
+        P2pcloopError: its overlay cannot be read.
+    """
+    if record.overlay is None or record.version is None:
+        return None
+    info = Overlay.inspect(Path(record.overlay))
+    base = base_of(info, home)
+    if base is None or str(base.name) != record.image:
+        return record.version
+    records = Records(home)
+    try:
+        ran = records.name(base.name).versions[record.version]
+        if records.manifest(ran.id).manifest.image_id == info.image_id:
+            return record.version
+    except (KeyError, NotHereError):
+        pass  # it was removed from here
+    return base.version
+
+
+def open_overlay_on(
+    path: Path,
+    home: Home,
+    *,
+    image_id: bytes,
+    read_only: bool = False,
+    mode: str | None = "block",
+) -> Overlay:
+    """Open an overlay over an image, as `Overlay.open` does.
+
+    Args:
+        home: where the version that it was made on may be known.
+
+    Raises:
+        MismatchError: it was made on another image, whose version is named if it is known; or it
+            is of the other mode.
+        P2pcloopError: as for `Overlay.open`.
+    """
+    try:
+        return Overlay.open(path, image_id=image_id, read_only=read_only, mode=mode)
+    except MismatchError as err:
+        info = Overlay.inspect(path)
+        base = base_of(info, home)
+        if base is None or info.image_id == image_id or mode not in (None, info.mode):
+            raise
+        raise _other_image(path, base) from err
+
+
+def _other_image(path: Path, base: OverlayBase) -> MismatchError:
+    facts = {"name": base.name, "version": base.version}
+    return MismatchError(
+        tr("{path} was made on another image: {name}, version {version}", path=path, **facts),
+        hint=tr(
+            "use it with that one ({name} --at {version}), or give another file name to start anew",
+            **facts,
+        ),
+    )

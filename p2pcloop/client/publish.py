@@ -10,6 +10,7 @@ from typing import Any
 from p2pcloop.client.delta import Maker, delta_facts
 from p2pcloop.client.files_overlay import joined_boot, open_files_target
 from p2pcloop.client.open_stored import Opened, open_stored
+from p2pcloop.client.overlay_base import open_overlay_on
 from p2pcloop.client.publisher import Publisher, choose_secret, reference
 from p2pcloop.client.refs import made_on, resolve_stored
 from p2pcloop.client.seed import seed_image
@@ -154,7 +155,7 @@ def _open_target(
     if Overlay.inspect(file.path).mode == "files":
         other = None if same else below.image
         return open_files_target(file.path, opened, other, home, stack)
-    overlay = Overlay.open(file.path, image_id=opened.image.image_id, read_only=True)
+    overlay = open_overlay_on(file.path, home, image_id=opened.image.image_id, read_only=True)
     stack.callback(overlay.close)
     other = None if same else below.image
     size = base.signed.manifest.disk_size

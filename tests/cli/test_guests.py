@@ -226,8 +226,10 @@ def test_one_that_runs_is_not_started(p2pcloop: Run, begin: Begin) -> None:
 def test_a_guest_is_started_with_the_words_that_it_was_booted_with(tmp_path: Path) -> None:
     home = Home.at(tmp_path)
     own = ["--name", "g1", "--home", str(tmp_path), "--detach", "--console", "stdio"]
-    assert _again(["--mem", "1G", "debian"], "g1", home) == ["--mem", "1G", "debian", *own]
-    assert _again(["--mem", "1G", "--", "-x"], "g1", home) == ["--mem", "1G", *own, "--", "-x"]
+    words = ["--mem", "1G"]
+    assert _again([*words, "debian"], "g1", home, None) == [*words, "debian", *own]
+    assert _again([*words, "--", "-x"], "g1", home, None) == [*words, *own, "--", "-x"]
+    assert _again(words, "g1", home, 2) == [*words, *own, "--at", "2"]
 
 
 def test_the_last_lines_of_a_log(p2pcloop: Run, begin: Begin) -> None:

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, NotHereError, UsageError
+from p2pcloop.errors import (
+    BusyError,
+    GuestError,
+    MismatchError,
+    NeedsPackageError,
+    NotHereError,
+    UsageError,
+)
 from p2pcloop.store.guests import GuestFolder, find_guest, list_guests
 from tests.support.boot_disks import stock_kernel
 from tests.support.programs import GUEST_OPTIONS, Node, Nodes, OnTerminal, descendants
@@ -312,6 +319,27 @@ def test_a_guest_that_ended_is_started_again_or_replaced(
     wait_until_up(node, "web")
     assert not node.run("logs", "web").out.startswith(log)
     assert find_guest(node.home, "web").record.overlay is None
+
+
+def test_a_guest_goes_on_after_its_changes_were_published(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    """The newest version of its image is another one then."""
+    name = node.seed(cloop, "published")["name"]
+    overlay = tmp_path / "mine.delta"
+    assert boot(node, name, "--name", "again", "--overlay", str(overlay)) == "again"
+    node.run("exec", "again", "--", "sh", "-c", "echo again >/root/kept; sync")
+    wait_until_up(node, "again")
+    node.run("stop", "again")
+    assert node.json("publish", overlay, "--name", "published")["version"] == 2
+    refused = node.run("boot", name, "--overlay", overlay, code=MismatchError.exit_code)
+    assert f"was made on another image: {name}, version 1" in refused.err
+    assert f"{name} --at 1" in refused.err
+    assert node.run("start", "again").out == "again\n"
+    assert node.run("exec", "again", "--", "cat", "/root/kept").out == "again\n"
+    wait_until_up(node, "again")
+    assert find_guest(node.home, "again").record.version == 1
+    node.run("stop", "again")
 
 
 @pytest.mark.parametrize("until", ["at once", "its init"])

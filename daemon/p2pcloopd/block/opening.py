@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from p2pcloop.client.overlay_base import open_overlay_on
 from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.formats.manifest import Manifest, SignedManifest
 from p2pcloop.formats.overlay import Overlay
@@ -236,7 +237,7 @@ def open_overlay(
         )
     path = Path(spec.overlay)
     if path.exists():
-        overlay = Overlay.open(path, image_id=image_id, mode=spec.mode)
+        overlay = open_overlay_on(path, spec.home, image_id=image_id, mode=spec.mode)
     else:
         overlay = Overlay.create(
             path, image_id=image_id, image_size=size, manifest_id=manifest_id, name=name, fill=fill

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import GUEST, home_option
+from p2pcloop.client.overlay_base import version_of_guest
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
 from p2pcloop.store.guest_record import GuestRecord
@@ -33,9 +34,9 @@ def command(context: click.Context, name: str, home: Home) -> None:
     """Boot the guest NAME, which has ended, again, with all options that it had.
 
     It runs in the background, and its log goes on. A guest with an overlay goes on with its
-    changes; one without begins with the image as it is. Names of images, and paths, mean what they
-    meant where the guest was booted first. A guest that is suspended is resumed, as by `p2pcloop
-    resume NAME --detach`.
+    changes, over the version that they lie on; one without begins with the image as it is. Names of
+    images, and paths, mean what they meant where the guest was booted first. A guest that is
+    suspended is resumed, as by `p2pcloop resume NAME --detach`.
     """
     record = _ended(home, name)
     if record.reason == "suspended" and record.state is not None:
@@ -72,7 +73,7 @@ def command(context: click.Context, name: str, home: Home) -> None:
             ),
             err,
         ) from err
-    words = _again(record.words, name, home)
+    words = _again(record.words, name, home, version_of_guest(record, home))
     with boot.command.make_context("boot", words, parent=context) as inner:
         inner.meta.update({boot.WORDS: tuple(record.words), boot.EARLIER: "continue"})
         boot.command.invoke(inner)
@@ -107,8 +108,10 @@ def _ended(home: Home, name: str) -> GuestRecord:
     return guest.record
 
 
-def _again(words: list[str], name: str, home: Home) -> list[str]:
+def _again(words: list[str], name: str, home: Home, version: int | None) -> list[str]:
     """The words of a boot in the background, of which the last ones count; `--` ends options."""
     own = ["--name", name, "--home", str(home.root), "--detach", "--console", "stdio"]
+    if version is not None:
+        own += ["--at", str(version)]
     end = words.index("--") if "--" in words else len(words)
     return [*words[:end], *own, *words[end:]]
