@@ -41,6 +41,27 @@ async def test_flipped_byte_is_healed(nodes: Nodes, content: bytes) -> None:
         assert pack.read_bytes() == content[50_001:]
 
 
+@pytest.mark.parametrize("found_by", ["audit", "reader"])
+async def test_a_piece_that_has_just_come_and_is_wrong_on_the_disk_comes_again(
+    nodes: Nodes, content: bytes, found_by: str
+) -> None:
+    """It was in memory still, so it counted as here, and p2pcloopd asked for it without a pause."""
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(BOUND):
+            at = 60 * PIECE
+            assert await torrent.read(at, PIECE) == content[at:][:PIECE]
+            await torrent.save()
+            flip(nodes.files("2", seeded.info_hash) / "pack", at + 77 - 50_001)
+            if found_by == "audit":
+                torrent.audit.suspect([60])
+                await until(lambda: not torrent.store.stored.wrong([60]))
+            assert await torrent.read(at, PIECE, heal=True) == content[at:][:PIECE]
+            await torrent.save()
+            assert torrent.store.stored.wrong([60]) == []
+
+
 @pytest.mark.parametrize("damage", ["cut short", "emptied", "deleted"])
 async def test_file_that_is_cut_short_while_in_use_is_healed_for_who_reads(
     nodes: Nodes, content: bytes, damage: str

@@ -452,6 +452,8 @@ class Fetcher:
         self._store.running = False
         await self._swarm.stop()
         self._store.forget_arrived()
+        if self._store.disk is not None:
+            self.wants.forget_unless(self._store.is_durable)
 
     def give(self, piece: int, data: bytes) -> bool:
         """Take a piece that a server sent, if it is right, and give it to libtorrent, too."""

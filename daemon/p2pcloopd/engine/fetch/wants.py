@@ -330,6 +330,10 @@ class Wants:
         for piece in pieces:
             self._recent_bytes -= len(self._recent.pop(piece, b""))
 
+    def forget_unless(self, is_here: Callable[[int], bool]) -> None:
+        """Keep only pieces that are here: one that is lost is not had again from memory."""
+        self.forget([piece for piece in self._recent if not is_here(piece)])
+
     def _keep(self, piece: int, data: bytes) -> None:
         self._recent_bytes += len(data) - len(self._recent.pop(piece, b""))
         self._recent[piece] = data
