@@ -11,7 +11,7 @@ PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 P2PCLOOP_HOME=$(mktemp -d)
 export P2PCLOOP_HOME
 clean_up() {
-    p2pcloop stop teacher || true
+    p2pcloop stop --all || true
     wait
     rm -rf "$P2PCLOOP_HOME"
 }

@@ -13,6 +13,7 @@ PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 work=$(mktemp -d)
 clean_up() {
     for node in alice bob; do
+        p2pcloop stop --all --home "$work/$node" >/dev/null || true # if this script was killed
         p2pcloop daemon stop --home "$work/$node"
     done
     rm -rf "$work"

@@ -8,10 +8,14 @@ set -euo pipefail
 image=$(realpath "$1") overlay=$2
 PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 
-# An image file that lies here needs no p2pcloopd: nothing has to be stopped at the end.
+# An image file that lies here needs no p2pcloopd: nothing but guests has to be stopped at the end.
 P2PCLOOP_HOME=$(mktemp -d)
 export P2PCLOOP_HOME
-trap 'rm -rf "$P2PCLOOP_HOME"' EXIT
+clean_up() {
+    p2pcloop stop --all >/dev/null || true # if this script was killed
+    rm -rf "$P2PCLOOP_HOME"
+}
+trap clean_up EXIT
 
 # The overlay is made at the first boot. It opens only over the content that it was made on.
 for boot in first second; do

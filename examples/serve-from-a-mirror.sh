@@ -12,6 +12,7 @@ work=$(mktemp -d)
 server=''
 clean_up() {
     for node in publisher reader; do
+        p2pcloop stop --all --home "$work/$node" >/dev/null || true # if this script was killed
         p2pcloop daemon stop --home "$work/$node"
     done
     [ -z "$server" ] || { kill "$server" && wait "$server"; } || true

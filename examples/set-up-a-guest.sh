@@ -10,8 +10,12 @@ PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 
 P2PCLOOP_HOME=$(mktemp -d)
 export P2PCLOOP_HOME
+clean_up() {
+    p2pcloop stop --all >/dev/null || true
+    rm -rf "$P2PCLOOP_HOME"
+}
+trap clean_up EXIT
 guest=$(p2pcloop boot "$image" --detach --mem 256M)
-trap 'p2pcloop stop "$guest" >/dev/null; rm -rf "$P2PCLOOP_HOME"' EXIT
 
 # The image needs nothing for this: no network, no login, no ssh. A guest that boots is waited for.
 p2pcloop cp "$script" "$guest:/root/script"

@@ -11,8 +11,8 @@ PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 homes=$(mktemp -d)
 here=$homes/here there=$homes/there
 stop() {
-    p2pcloop stop --home "$there" --all --time 0 >/dev/null || true
     for home in "$here" "$there"; do
+        p2pcloop stop --home "$home" --all --time 0 >/dev/null || true
         p2pcloop daemon stop --home "$home" >/dev/null || true
     done
     rm -rf "$homes"

@@ -79,6 +79,20 @@ def test_keep_changes(cloop: Path, tmp_path: Path) -> None:
     assert tool("debugfs", "-R", "cat /root/mine", raw) == "kept\n"
 
 
+@pytest.mark.parametrize("example", ["keep-changes", "boot-from-a-peer"])
+def test_one_that_is_killed_leaves_nothing_behind(
+    cloop: Path, tmp_path: Path, temporary: Path, example: str
+) -> None:
+    words = [cloop, tmp_path / "mine.delta"] if example == "keep-changes" else [cloop]
+    with on_terminal(tmp_path, EXAMPLES / f"{example}.sh", *words) as console:
+        console.expect(SHELL_PROMPT, BOUND)
+        assert list(temporary.iterdir()) != []
+        console.process.send_signal(signal.SIGTERM)
+        assert console.wait(BOUND) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    assert list(temporary.iterdir()) == []
+    wait_until(lambda: not running_with(str(temporary)), "that no process of it is left")
+
+
 @pytest.mark.usefixtures("temporary")
 def test_pass_on_changes(cloop: Path) -> None:
     said = tool(EXAMPLES / "pass-on-changes.sh", cloop)

@@ -158,11 +158,12 @@ def clone() -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
-def play(page: Path, clone: Path, *before: str) -> None:
+def play(page: Path, clone: Path, *before: str, after: str = "true") -> None:
     """Type the commands of a page; their output must be what the page says."""
     wrong = []
+    begin, end = ([Step(0, command) for command in typed] for typed in (before, [after]))
     with Shell(clone) as shell:
-        for step in [*(Step(0, command) for command in before), *steps_of(page)]:
+        for step in [*begin, *steps_of(page), *end]:
             try:
                 text = shell.do(step)
             except ConsoleError as error:
@@ -185,9 +186,25 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image.with_suffix(".cloop")
 
 
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def deleted_by(page: Path) -> set[str]:
+    """What the page says is to be deleted before its session is typed again."""
+    (names,) = re.findall(
+        r"To begin anew, [^`]*(?:`build/images`: )?`rm -r ([^`]*)`", page.read_text()
+    )
+    return set(names.split())
+
+
 def test_the_first_session_of_the_readme(small: Path, clone: Path) -> None:
-    shutil.copy(small, clone / "build/images/debian.cloop")
-    play(CHECKOUT / "README.md", clone)
+    images = clone / "build/images"
+    shutil.copy(small, images / "debian.cloop")
+    before = names_in(images)
+    page = CHECKOUT / "README.md"
+    play(page, clone, after="[ -d build/images ] && [ -z ${P2PCLOOP_HOME+set} ]")
+    assert names_in(images) - before == deleted_by(page)
 
 
 def test_the_tour(small: Path, clone: Path) -> None:
@@ -198,5 +215,8 @@ def test_the_tour(small: Path, clone: Path) -> None:
     make_root(root, system)
     tool("create_compressed_fs", "-B", "65536", "-L", "9", system, inner)
     make_cd(images / "tiny-knoppix.iso", [inner])
+    before = names_in(images)
     begun = (". .venv/bin/activate", "cd build/images", "export P2PCLOOP_HOME=$PWD/tour")
-    play(CHECKOUT / "docs/tour.md", clone, *begun)
+    page = CHECKOUT / "docs/tour.md"
+    play(page, clone, *begun)
+    assert names_in(images) - before == deleted_by(page)
