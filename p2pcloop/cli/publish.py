@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import REF, FilePath, PublishOptions, publish_options
+from p2pcloop.cli.options import REF, FilePath, PublishOptions, new_version_option, publish_options
 from p2pcloop.cli.published import (
     publisher_of,
     report_link,
@@ -41,6 +41,7 @@ Examples:
     "--append", metavar="ARGS", help="Words for the guest kernel's command line, not the base's."
 )
 @click.option("--private", is_flag=True, help="Only users with the whole link can read it.")
+@new_version_option
 @publish_options
 def command(
     changed: Path,
@@ -51,6 +52,7 @@ def command(
     options: PublishOptions,
     *,
     private: bool,
+    as_new_version: bool,
 ) -> None:
     """Serve the difference of CHANGED, an overlay or an image (as of `seed`), from its base.
 
@@ -68,7 +70,9 @@ def command(
         found = find_base(file, base, publisher)
         if found is not None and found is not publisher.image:
             stack.enter_context(found.client)
-        request = Request(file, found, append, message, private, options.public, quiet)
+        request = Request(
+            file, found, append, message, private, options.public, quiet, as_new_version
+        )
         answer = publish(request, publisher, stack)
     _report(answer, home, as_json=quiet)
 

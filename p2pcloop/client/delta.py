@@ -82,6 +82,7 @@ class Maker:
         shape: Shape | None = None,
         search_from: int = 0,
         ask: bool = True,
+        changes: Changes | None = None,
     ) -> Made:
         """Make and serve the delta of `target` over an image, or over nothing.
 
@@ -96,16 +97,14 @@ class Maker:
             search_from: changed blocks from which on `below` is searched for them.
             ask: fetch content of `below` that is not here, to compare with it. Else what lies over
                 it counts as changed.
+            changes: what `compare` found already.
 
         Raises:
             UsageError: the image would have too many runs.
             P2pcloopError: see `find_changes`, `pack_delta` and the operations of p2pcloopd.
         """
-        supply = below.try_supply if below is not None and ask else _refuse
-        base = Base(None if below is None else below.image, supply)
-        with progress_bar("comparing", quiet=self.quiet) as progress:
-            progress(0, target.size)
-            changes = find_changes(target, base, progress)
+        if changes is None:
+            changes = self.compare(below, target, ask=ask)
         if below is None:
             return self._pack(None, changes, target, None, nothing_moved, shape or WHOLE)
         content = Content.of(below.ref.signed.manifest)
@@ -117,6 +116,14 @@ class Maker:
                 with waiting_for("what is in the base already"):
                     find = MovedBlocks(below.image, changes).find
         return self._pack(below, changes, target, found_in, find, shape or DELTA)
+
+    def compare(self, below: Opened | None, target: Target, *, ask: bool = True) -> Changes:
+        """Find the blocks of `target` that differ from an image; arguments as for `over`."""
+        supply = below.try_supply if below is not None and ask else _refuse
+        base = Base(None if below is None else below.image, supply)
+        with progress_bar("comparing", quiet=self.quiet) as progress:
+            progress(0, target.size)
+            return find_changes(target, base, progress)
 
     def _pack(
         self,

@@ -9,11 +9,13 @@ from typing import Any
 
 from p2pcloop.client.delta import Maker, delta_facts
 from p2pcloop.client.files_overlay import joined_boot, open_files_target
+from p2pcloop.client.older_versions import OlderVersions
 from p2pcloop.client.open_stored import Opened, open_stored
 from p2pcloop.client.overlay_base import open_overlay_on
 from p2pcloop.client.publisher import Publisher, choose_secret, reference
 from p2pcloop.client.refs import made_on, resolve_stored
-from p2pcloop.client.seed import seed_image
+from p2pcloop.client.same_file import keep_newest
+from p2pcloop.client.seed import check_append, seed_image
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import BusyError
 from p2pcloop.formats.boot_parameters import BootParameters
@@ -21,7 +23,7 @@ from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.frozen import dataclass
-from p2pcloop.making.changes import Target
+from p2pcloop.making.changes import Changes, Target
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import unchanged
 from p2pcloop.making.pack import device_roots, odd_length, open_target
@@ -50,6 +52,7 @@ class Request:
     private: bool
     public: bool
     quiet: bool
+    as_new_version: bool
 
 
 def find_base(file: ImageFile, base: str | None, publisher: Publisher) -> StoredRef | None:
@@ -81,7 +84,8 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
         stack: closes the images and files that this opens.
 
     Raises:
-        UsageError: see `Publisher.check_secret`, `Maker.over` and `Publisher.release`.
+        UsageError: see `Publisher.check_secret`, `Maker.over`, `keep_newest`, `check_append` and
+            `Publisher.release`.
         P2pcloopError: the target cannot be read, or p2pcloopd could not serve the version.
     """
     file, home = request.file, publisher.home
@@ -96,7 +100,11 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
     below = None if lower is None else open_stored(lower, home, stack)
     with unchanged(file):
         target = _open_target(file, base, below, home, stack)
-        made = Maker(publisher, secret, request.quiet).over(below, target)
+        maker = Maker(publisher, secret, request.quiet)
+        changes = maker.compare(below, target)
+        if (holder := _holder(request, publisher, target, changes)) is not None:
+            return _keep(request, publisher, holder)
+        made = maker.over(below, target, changes=changes)
         boot = _boot(request, target, base)
         content = replace(made.content, boot=boot, length=_length(request, base))
     answer = publisher.release(
@@ -127,9 +135,35 @@ def _seed(request: Request, publisher: Publisher) -> dict[str, Any]:
         message=request.message,
         public=request.public,
         quiet=request.quiet,
-        as_new_version=True,
+        as_new_version=request.as_new_version,
+        any_file=True,
     )
     return answer | {"base": None}
+
+
+def _holder(
+    request: Request, publisher: Publisher, target: Target, changes: Changes
+) -> Manifest | None:
+    """The older version that has exactly the content of an image file, unless the user wants it as
+    the next version. (An overlay is published for its changes, whatever it was made on.)"""
+    if request.as_new_version or request.file.kind == "overlay" or not changes:
+        return None
+    return OlderVersions(publisher, target).with_content(changes)
+
+
+def _keep(request: Request, publisher: Publisher, holder: Manifest) -> dict[str, Any]:
+    """Serve the newest version again, in place of a file with the content of an older one."""
+    newest = keep_newest(publisher, holder)
+    manifest = newest.signed.manifest
+    check_append(manifest, request.append or "")
+    return publisher.serve_again(newest, public=request.public) | {
+        "base": None if request.base is None else request.base.name,
+        "filesystem": manifest.boot.root_type,
+        "size": manifest.disk_length,
+        "layers": len(manifest.layers),
+        "unknown_blocks": 0,
+        **delta_facts(None),
+    }
 
 
 def _goes_on(newest: StoredRef | None, base: Manifest) -> bool:

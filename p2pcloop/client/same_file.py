@@ -13,7 +13,7 @@ from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import NotHereError, UsageError
-from p2pcloop.formats.manifest import Manifest
+from p2pcloop.formats.manifest import Manifest, SignedManifest
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.store.sources import known_source
@@ -79,12 +79,12 @@ def holder_of(publisher: Publisher, layer_id: bytes) -> Manifest | None:
     """
     if publisher.newest is None:
         return None
-    newest = publisher.newest.signed.manifest
-    if [layer.layer_id for layer in newest.layers] == [layer_id]:
+    newest = publisher.newest.signed
+    if [layer.layer_id for layer in newest.manifest.layers] == [layer_id]:
         return None
-    for version in _versions(publisher.home, newest):
-        if any(layer.layer_id == layer_id for layer in version.layers[:1]):
-            return version
+    for version in versions_of(publisher.home, newest):
+        if any(layer.layer_id == layer_id for layer in version.manifest.layers[:1]):
+            return version.manifest
     return None
 
 
@@ -132,16 +132,16 @@ def keep_newest(publisher: Publisher, holder: Manifest) -> StoredRef:
     return publisher.image
 
 
-def _versions(home: Home, newest: Manifest) -> Iterator[Manifest]:
+def versions_of(home: Home, newest: SignedManifest) -> Iterator[SignedManifest]:
     """A version and those before it under its name, as far as they are known here."""
     yield newest
-    version = newest
+    version = newest.manifest
     while version.previous is not None:
         try:
-            before = Records(home).manifest(version.previous.id).manifest
+            before = Records(home).manifest(version.previous.id)
         except NotHereError:
             return
-        if before.name != version.name or before.version >= version.version:
+        if before.manifest.name != version.name or before.manifest.version >= version.version:
             return  # its history cannot be followed
         yield before
-        version = before
+        version = before.manifest

@@ -31,6 +31,7 @@ def seed_image(
     public: bool = False,
     quiet: bool = False,
     as_new_version: bool = False,
+    any_file: bool = False,
 ) -> dict[str, Any]:
     """Publish a whole image file, in place if that is possible, else packed; return facts.
 
@@ -38,27 +39,32 @@ def seed_image(
 
     Args:
         as_new_version: publish it all the same.
+        any_file: it need not be the file of the versions before.
 
     Raises:
         UsageError: the newest version is to stay, and has other words for the kernel; else as of
             `seed_content`, `keep_newest` and `Publisher.release`.
     """
     content, facts = seed_content(
-        file, publisher, append=append, quiet=quiet, as_new_version=as_new_version
+        file, publisher, append=append, quiet=quiet, as_new_version=as_new_version or any_file
     )
     holder = None if as_new_version else holder_of(publisher, content.layers[0].layer_id)
     if holder is None:
         answer = publisher.release(content, message=message, public=public) | facts
     else:
         newest = keep_newest(publisher, holder)
-        _check_append(newest.signed.manifest, append)
+        check_append(newest.signed.manifest, append)
         answer = publisher.serve_again(newest, public=public) | facts
     remember_source(publisher.home, publisher.name, file.source)
     return answer
 
 
-def _check_append(newest: Manifest, append: str) -> None:
-    """Refuse words for the kernel that would be lost, since no version is made."""
+def check_append(newest: Manifest, append: str) -> None:
+    """Refuse words for the kernel that would be lost, since no version is made.
+
+    Raises:
+        UsageError: the newest version has others.
+    """
     if append not in ("", newest.boot.append):
         raise UsageError(
             tr("--append is for a new version, and there is none"),

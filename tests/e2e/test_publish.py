@@ -118,6 +118,41 @@ def test_nothing_changed_is_no_new_version_but_may_have_a_name_of_its_own(
     assert list(node.home.tmp.iterdir()) == []
 
 
+def test_the_content_of_an_older_version_is_published_on_purpose_only(
+    nodes: Nodes, image: Path, cloop: Path, tmp_path: Path
+) -> None:
+    """To publish again, for a fresh link, takes nothing back that was published since."""
+    node = nodes.make()
+    new = copy(image, tmp_path / "new.img")
+    name = publish(node, cloop, "--name", "tiny")["name"]
+    write_files(new, tmp_path, own=b"own")
+    second = publish(node, new, "--name", "tiny", "-m", "own")
+    assert second["version"] == 2
+    newest = second
+    for file, version in ((cloop, 1), (image, 1), (new, 2)):
+        if version == 2:
+            third = copy(new, tmp_path / "third.img")
+            write_files(third, tmp_path, own=b"other")
+            newest = publish(node, third, "--name", "tiny")
+        again = node.run("publish", file, "--name", "tiny", "--json")
+        facts = json.loads(again.out)
+        assert f"version {version} was made of this content" in again.err
+        assert (facts["changed"], facts["manifest"]) == (False, newest["manifest"])
+        assert facts["link"] == newest["link"]
+    refused = node.run("publish", new, "--name", "tiny", "--append", "quiet", code=2)
+    assert "--as-new-version" in refused.err
+    assert len(node.json("log", name)["versions"]) == 3
+    back = publish(node, new, "--name", "tiny", "--as-new-version")
+    assert (back["version"], back["image_id"] != newest["image_id"]) == (4, True)
+    assert publish(node, new, "--name", "tiny")["changed"] is False
+
+    # A withdrawal is no more taken back by mistake.
+    node.run("unpublish", "tiny")
+    refused = node.run("publish", cloop, "--name", "tiny", code=2)
+    assert "is withdrawn, by version 5" in refused.err
+    assert publish(node, cloop, "--name", "tiny", "--as-new-version")["version"] == 6
+
+
 def test_versions_are_squashed_to_the_same_content(
     nodes: Nodes, image: Path, tmp_path: Path
 ) -> None:
