@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from p2pcloopd.guest.display import relay as relaying
+from p2pcloopd.guest.display import web
 from p2pcloopd.guest.display.relay import relay
 from p2pcloopd.guest.display.web import link, serve_web
+from p2pcloopd.guest.network import lan_ports
 from p2pcloopd.guest.network.lan_ports import LanPorts
 from tests.support.waiting import BOUND
 
@@ -96,6 +102,37 @@ async def test_a_viewer_gets_all_that_its_server_said(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
 
 
+async def test_a_display_that_cannot_be_told_more_ends_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is still there, but the system refuses: one way alone would be of no use."""
+
+    async def refuse(*_: object) -> None:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    monkeypatch.setattr(relaying, "_send", refuse)
+    inner, outer = (str(tmp_path / name) for name in ("inner", "outer"))
+    with (
+        trio.socket.socket(socket.AF_UNIX) as display,
+        socket.socket(socket.AF_UNIX) as listener,
+        trio.socket.socket(socket.AF_UNIX) as program,
+        trio.fail_after(BOUND),
+    ):
+        await display.bind(outer)
+        display.listen()
+        listener.bind(inner)
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay, listener, outer)
+            await program.connect(inner)
+            server, _ = await display.accept()
+            with server:
+                await program.send(b"hello")
+                assert await server.recv(1) == b""
+                assert await program.recv(1) == b""
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_client_of_a_lans_guest_gets_all_that_the_guest_said() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as guest,
@@ -113,12 +150,53 @@ async def test_a_client_of_a_lans_guest_gets_all_that_the_guest_said() -> None:
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.interop
-async def test_a_browser_gets_all_that_its_server_said() -> None:
+async def test_an_answer_that_a_lans_guest_breaks_off_does_not_look_whole() -> None:
+    """What it said before is carried. Then the client sees that the connection failed."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as guest,
+        socket.create_server(("127.0.0.1", 0)) as port,
+        trio.fail_after(BOUND),
+    ):
+        address, number = guest.getsockname()
+        async with slow_client(port) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(LanPorts(socket.socket).lead, [port.dup()], address, [number])
+            await answer_and_close(guest, resets=True)
+            await client.send_all(b"more")
+            await wait_all_tasks_blocked()
+            data = bytearray()
+            with pytest.raises(trio.BrokenResourceError):
+                async for piece in client:
+                    data += piece
+            assert data == ANSWER
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_takes_nothing_does_not_hold_its_place(mock_clock: MockClock) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as guest,
+        socket.create_server(("127.0.0.1", 0)) as port,
+    ):
+        address, number = guest.getsockname()
+        ports = LanPorts(socket.socket)
+        places = ports._room.value
+        async with slow_client(port) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(ports.lead, [port.dup()], address, [number])
+            await answer_and_close(guest, resets=True)
+            await client.send_all(b"more")
+            await wait_all_tasks_blocked()
+            assert ports._room.value == places - 2  # one waits for the next client
+            mock_clock.jump(lan_ports._TAKE_SECONDS)
+            await wait_all_tasks_blocked()
+            assert ports._room.value == places - 1
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def answered_browser() -> AsyncIterator[trio.SocketStream]:
+    """A browser that has read nothing of what its server, which has gone, said."""
     with (
         socket.create_server(("127.0.0.1", 0)) as vnc,
         socket.create_server(("127.0.0.1", 0)) as pages,
-        trio.fail_after(BOUND),
     ):
         parts = urlsplit(link(pages.getsockname(), "token", "secret"))
         ask = (
@@ -132,5 +210,20 @@ async def test_a_browser_gets_all_that_its_server_said() -> None:
             await answer_and_close(vnc, resets=True)
             await browser.send_all(b"\x82\x81" + bytes(4) + b"x")  # a frame of one byte
             await wait_all_tasks_blocked()
-            assert b"end" in await all_of(browser)
+            yield browser
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.interop
+async def test_a_browser_gets_all_that_its_server_said() -> None:
+    with trio.fail_after(BOUND):
+        async with answered_browser() as browser:
+            assert b"end" in await all_of(browser)
+
+
+@pytest.mark.interop
+async def test_a_browser_that_takes_nothing_is_not_waited_for(mock_clock: MockClock) -> None:
+    async with answered_browser() as browser:
+        mock_clock.jump(web._TAKE_SECONDS)
+        await wait_all_tasks_blocked()
+        assert b"end" not in await all_of(browser)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -143,18 +144,35 @@ def test_more_ports_than_a_filter_holds_are_refused_as_such() -> None:
 
 
 @pytest.mark.parametrize(
-    ("opened", "why"), [(OPENED, "no room for 2 opened ports"), ([], "too many addresses")]
+    ("opened", "room", "why"),
+    [
+        (OPENED, 64, "no room for 2 opened ports"),
+        (OPENED, 0, "too many addresses"),
+        ([], 0, "too many addresses"),
+    ],
 )
-def test_a_filter_for_which_the_kernel_has_no_room_is_no_bug(opened: Any, why: str) -> None:
+def test_a_filter_for_which_the_kernel_has_no_room_is_no_bug(
+    opened: Any, room: int, why: str
+) -> None:
     """The sysctl net.core.optmem_max, with 20 KB in many kernels."""
 
     class Full:
-        def setsockopt(self, *_: object) -> None:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        def setsockopt(self, _level: int, _option: int, program: bytes) -> None:
+            if struct.unpack("@HP", program)[0] > room:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     full: Any = Full()
     with pytest.raises(GuestError, match=why):
         frame_filter.install(full, addresses.NAMESERVER_ADDRESS, opened=opened)
+
+
+def test_ports_are_not_blamed_for_the_addresses_of_this_machine() -> None:
+    own = [IPv4Network(f"198.18.{number >> 8}.{number & 255}/32") for number in range(1100)]
+    guest, helper = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with guest, helper, pytest.raises(GuestError, match="too many addresses"):
+        frame_filter.install(
+            helper, addresses.NAMESERVER_ADDRESS, own, alias=HOST, opened=[(HOST, 80)]
+        )
 
 
 def test_another_filter_has_room_beside_one_for_ports_of_many_addresses() -> None:

@@ -46,6 +46,22 @@ def test_what_stands_at_the_end(text: str, expected: Prompt | None) -> None:
     assert whole.prompt == by_byte.prompt == expected
 
 
+def test_the_kernel_answers_no_line_that_was_typed() -> None:
+    whole, by_byte = PromptWatch(), PromptWatch()
+    for watch in (whole, by_byte):
+        watch.take(b"root@box:~# ")
+        watch.forget()
+    said = b"[   12.345678] random: crng init done\r\n"
+    whole.take(said + b"echo 1")
+    for byte in said + b"echo 1":
+        by_byte.take(bytes([byte]))
+    assert not whole.has_answered
+    assert not by_byte.has_answered
+    for watch in (whole, by_byte):
+        watch.take(b"\r\n")
+        assert watch.has_answered
+
+
 def test_a_line_without_end_takes_no_room() -> None:
     watch = PromptWatch()
     for _ in range(1000):

@@ -40,8 +40,8 @@ class PromptWatch:
     """Follows the console's output, and tells when a prompt stands at its end.
 
     Attributes:
-        has_answered: whether a line has ended since something was typed: a shell echoes the line
-            that it reads.
+        has_answered: whether a line has ended since something was typed, other than the kernel's: a
+            shell echoes the line that it reads.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class PromptWatch:
         """Add what was printed next."""
         # A carriage return begins the line anew, unless it is one of the line's end.
         *before, self._line = _LINE_END.split((self._line + data)[-_TAIL:])
-        self.has_answered |= bool(before)
+        self.has_answered |= not all(map(_KERNEL_MESSAGE.search, before))
         # A message that the kernel prints behind a prompt does not answer it.
         if not self._line and before and (message := _KERNEL_MESSAGE.search(before[-1])):
             self._line = before[-1][: message.start()]

@@ -140,7 +140,7 @@ async def _carry(
                 fds.frombytes(message[: len(message) - len(message) % fds.itemsize])
             try:
                 await _send(target, data, fds)
-            except OSError:
+            except (BrokenPipeError, ConnectionResetError):
                 return
     joined.cancel()
 

@@ -31,7 +31,7 @@ _MAX_HEADER = 16 << 10
 _MAX_CONNECTIONS = 64
 _IDLE_SECONDS = 30
 _TAKE_SECONDS = 30
-"""Until a browser has taken an answer."""
+"""Until a browser has taken an answer, or what a VNC server said before it went."""
 
 _GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 """What a browser that has hung up, or that takes nothing, leads to."""
@@ -197,7 +197,8 @@ class _Connection:
                 await server.send_all(stream)
             except trio.BrokenResourceError:
                 # It has gone. `_to_browser` carries what it said before, and ends this.
-                await trio.sleep_forever()
+                await trio.sleep(_TAKE_SECONDS)
+                return
             await self._send(answer)
             data = b"" if reader.closed else await self._stream.receive_some(_CHUNK)
             if not data:

@@ -83,7 +83,8 @@ def install(
 ) -> None:
     """Let `helper_end` receive only ARP, and IPv4 that goes neither to `own` nor to `NEVER`. At
     `nameserver` only DNS passes; of broadcasts only the guest's DHCP, which the helper answers.
-    A filter that was installed before is replaced.
+    A filter that was installed before is replaced, also where this fails for `opened`: by one that
+    opens no port.
 
     Args:
         alias: leads to this machine's loopback, where the helper does not close it: no connection
@@ -93,7 +94,14 @@ def install(
     Raises:
         GuestError: `own` or `opened` are more than a filter can hold: some hundred of each.
     """
-    _attach(helper_end, _guests(nameserver, own, alias, opened), len(opened))
+    own = list(own)
+    if _is_attached(helper_end, _guests(nameserver, own, alias, opened)):
+        return
+    _attach(helper_end, _guests(nameserver, own, alias))
+    raise GuestError(
+        tr("the kernel's filter of frames has no room for {count} opened ports", count=len(opened)),
+        hint="give `--open` less often",
+    )
 
 
 def install_on_tap(tap: int, nameserver: str, own: Iterable[IPv4Network] = ()) -> None:
@@ -111,17 +119,24 @@ def install_single(helper_end: socket.socket, address: str, port: int) -> None:
     _attach(helper_end, [*_ONLY_IPV4, *service, _DROP])
 
 
-def _attach(end: socket.socket | int, program: list[_Instruction], opened: int = 0) -> None:
+def _attach(end: socket.socket | int, program: list[_Instruction]) -> None:
     """Put a program on a socket, or on the descriptor of a tap.
-
-    Args:
-        opened: how many ports it leaves open.
 
     Raises:
         GuestError: it is longer than the kernel allows.
     """
+    if not _is_attached(end, program):
+        raise GuestError(
+            "this machine has too many addresses of its own to keep a guest away from them",
+            hint="boot with `--net none`",
+        )
+
+
+def _is_attached(end: socket.socket | int, program: list[_Instruction]) -> bool:
+    """Put a program on a socket, or on the descriptor of a tap; False if it is longer than the
+    kernel allows."""
     if len(program) > _MAX_INSTRUCTIONS:
-        raise _too_long(opened)
+        return False
     code = b"".join(
         struct.pack("=HBBI", operation, true, false, operand)
         for operation, operand, true, false in program
@@ -135,20 +150,9 @@ def _attach(end: socket.socket | int, program: list[_Instruction], opened: int =
             end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program_header)
     except OSError as err:
         if err.errno == errno.ENOMEM:  # more than the sysctl net.core.optmem_max
-            raise _too_long(opened) from err
+            return False
         raise
-
-
-def _too_long(opened: int) -> GuestError:
-    if opened:
-        return GuestError(
-            tr("the kernel's filter of frames has no room for {count} opened ports", count=opened),
-            hint="give `--open` less often",
-        )
-    return GuestError(
-        "this machine has too many addresses of its own to keep a guest away from them",
-        hint="boot with `--net none`",
-    )
+    return True
 
 
 def _guests(

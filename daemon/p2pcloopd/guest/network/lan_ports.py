@@ -6,12 +6,14 @@ to the guest inside the LAN's namespace, so the guest sees them come from the LA
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
@@ -24,6 +26,13 @@ _MAX_CONNECTIONS = 128
 _CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)
 """struct linger: a close tells the other end that the connection has failed."""
+
+_TCP_CLOSE = 7  # linux/tcp_states.h
+
+_TAKE_SECONDS = 30.0
+"""Until one end has taken what the other one said last."""
+_LOOK_SECONDS = 0.05
+"""Between looks at whether it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,35 +95,73 @@ class LanPorts:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 return
             async with trio.open_nursery() as nursery:
-                carry = partial(_carry, scope=nursery.cancel_scope)
-                nursery.start_soon(carry, client, guest)
-                nursery.start_soon(carry, guest, client)
+                joined = _Joined(nursery.cancel_scope)
+                nursery.start_soon(joined.carry, client, guest)
+                nursery.start_soon(joined.carry, guest, client)
+            if joined.has_failed:
+                for end in (client, guest):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
-async def _carry(
-    source: trio.socket.SocketType, target: trio.socket.SocketType, scope: trio.CancelScope
-) -> None:
-    """Carry bytes to their end, which the target then sees, too. Where the source fails, so does
-    the target. Where the target takes no more, what it said before is carried the other way, to its
-    end."""
-    try:
-        while data := await source.recv(_CHUNK):
-            if not await _is_sent(target, data):
-                return
-    except OSError:
+@dataclass(slots=True)
+class _Joined:
+    """Two connections that are one to their ends.
+
+    Attributes:
+        scope: of both ways.
+        has_failed: one of them has failed: neither end may see an orderly end.
+    """
+
+    scope: trio.CancelScope
+    has_failed: bool = False
+
+    async def carry(self, source: trio.socket.SocketType, target: trio.socket.SocketType) -> None:
+        """Carry bytes to their end, which the target then sees, too. Where the target takes no
+        more, what it said before is carried the other way, to its end. Where one of them fails,
+        both ways end once the target has taken what was said before, or has not in time."""
+        try:
+            while data := await source.recv(_CHUNK):
+                try:
+                    await _send(target, data)
+                except BrokenPipeError:  # it has said all
+                    return
+                except ConnectionResetError:
+                    # Its socket has told this once. Behind what it said before there is an end now
+                    # that looks like any other.
+                    self._fail()
+                    return
+        except OSError:
+            self._fail()
+        if self.has_failed:
+            await _all_taken(target)
+            self.scope.cancel()
+            return
         with suppress(OSError):
-            target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        scope.cancel()
-        return
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+            target.shutdown(socket.SHUT_WR)
+
+    def _fail(self) -> None:
+        self.has_failed = True
+        self.scope.deadline = trio.current_time() + _TAKE_SECONDS
 
 
-async def _is_sent(target: trio.socket.SocketType, data: bytes) -> bool:
-    """Send all; False if the target takes no more."""
-    with suppress(OSError):
-        sent = 0
-        while sent < len(data):
-            sent += await target.send(data[sent:])
-        return True
-    return False
+async def _send(target: trio.socket.SocketType, data: bytes) -> None:
+    sent = 0
+    while sent < len(data):
+        sent += await target.send(data[sent:])
+
+
+async def _all_taken(target: trio.socket.SocketType) -> None:
+    """Return when the system at the other end has all that was sent: a reset discards the rest."""
+    while _is_open(target) and _unsent(target):  # noqa: ASYNC110  no event tells of it
+        await trio.sleep(_LOOK_SECONDS)
+
+
+def _unsent(target: trio.socket.SocketType) -> int:
+    """How many bytes the other end has not confirmed."""
+    answer = fcntl.ioctl(target.fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _is_open(target: trio.socket.SocketType) -> bool:
+    state = target.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state != _TCP_CLOSE
