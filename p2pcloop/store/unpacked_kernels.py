@@ -67,7 +67,12 @@ class _Kernel:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._loaded = [each for each in segments(self._read(0, _HEAD)) if each.kind == PT_LOAD]
+        size = path.stat().st_size
+        self._loaded = [
+            each
+            for each in segments(self._read(0, _HEAD))
+            if each.kind == PT_LOAD and each.offset + each.length <= size
+        ]
 
     def page(self, address: int) -> bytes | None:
         """What is loaded to a page of the guest's memory; None for nothing, and for zeros."""

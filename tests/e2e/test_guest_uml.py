@@ -287,8 +287,10 @@ async def test_a_kernel_that_waits_for_its_disk_at_its_end_is_ended(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As 7.2 does, which resets the disk under a write and then waits for it."""
-    if (newer := kernel.unpacked_kernel()).exists():
-        monkeypatch.setenv("P2PCLOOP_KERNEL", str(newer.resolve()))
+    newer = kernel.unpacked_kernel()
+    if not newer.exists():
+        pytest.skip("the system's kernel does not wait: tools/get-uml-kernel has a newer one")
+    monkeypatch.setenv("P2PCLOOP_KERNEL", str(newer.resolve()))
     server = serve(image)
     with server as spec:
         async with booted(spec) as guest:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system.initramfs import ADDRESS_MARK, FAILURE_MARK, START_MARK
+from p2pcloopd.guest.transcript import Transcript
 from tests.support.waiting import BOUND
 
 
@@ -243,3 +244,78 @@ async def test_what_was_asked_before_the_kernel_runs_holds_when_it_does(
     assert not await guest.shutdown()
     guest.runs_as(machine.UmlBoot(SandboxedProcess(process, process.pid), pty, directory))
     assert process.wait(BOUND) == -signal.SIGKILL
+
+
+DOWN = b"reboot: Power down\r\n"
+
+
+class _Sandbox:
+    """A kernel's process that ends only if it is killed."""
+
+    init_pid = 0
+
+    def __init__(self) -> None:
+        self.killed = trio.Event()
+
+    def kill(self) -> None:
+        self.killed.set()
+
+
+@pytest.fixture
+async def down(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[machine.UmlBoot, _Sandbox, Transcript]]:
+    """A kernel that runs, with its management console; and what it has printed."""
+    monkeypatch.setattr(machine.UmlBoot, "_root", directory)
+    monkeypatch.setattr(machine, "MANAGEMENT_SOCKET", Path("/guest/mconsole"))
+    sandbox = _Sandbox()
+    boot = machine.UmlBoot(cast(SandboxedProcess, sandbox), cast(Pty, None), directory)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as console:
+        console.bind(str(directory / "guest/mconsole"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(boot.attend)
+            yield boot, sandbox, Transcript(trio.current_time)
+            nursery.cancel_scope.cancel()
+
+
+def printed(boot: machine.UmlBoot, transcript: Transcript, text: bytes) -> None:
+    transcript.take(text)
+    boot.heard(transcript)
+
+
+async def test_a_kernel_that_is_down_and_does_not_end_is_ended(
+    down: tuple[machine.UmlBoot, _Sandbox, Transcript],
+    directory: Path,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """However long it took to remove its management console."""
+    boot, sandbox, transcript = down
+    printed(boot, transcript, DOWN)
+    await trio.sleep(100)
+    assert not sandbox.killed.is_set()
+    (directory / "guest/mconsole").unlink()
+    with trio.fail_after(BOUND):
+        await sandbox.killed.wait()
+    assert boot.ending(transcript, 137) == (0, "poweroff")
+    assert boot.ending(transcript, 139) == (139, "crash")
+
+
+async def test_a_program_that_prints_the_kernels_last_words_ends_no_guest(
+    down: tuple[machine.UmlBoot, _Sandbox, Transcript],
+    directory: Path,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    boot, sandbox, transcript = down
+    printed(boot, transcript, DOWN)
+    await trio.sleep(100)
+    printed(boot, transcript, b"more\r\n" * 4096)
+    await trio.sleep(2)
+    (directory / "guest/mconsole").unlink()
+    await trio.sleep(100)
+    assert not sandbox.killed.is_set()
+    assert boot.ending(transcript, 137) == (137, "crash")
+
+
+def test_a_sandbox_that_has_ended_tells_nothing(tmp_path: Path) -> None:
+    assert mconsole.is_there(tmp_path / "gone", Path("/run/uml/mconsole"))
+    assert not mconsole.is_there(tmp_path, Path("/run/uml/mconsole"))

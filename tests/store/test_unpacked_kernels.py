@@ -37,15 +37,22 @@ def test_a_block_of_the_memory_has_the_page_that_was_loaded_there(tmp_path: Path
 
 @pytest.mark.parametrize(
     "content",
-    [b"", KERNEL[:70], b"MZ" + KERNEL, elf((LOAD, 0, CODE), machine=183), KERNEL[:-5000]],
-    ids=["empty", "no headers", "no ELF", "arm64", "cut off"],
+    [
+        b"",
+        KERNEL[:70],
+        b"MZ" + KERNEL,
+        elf((LOAD, 0, CODE), machine=183),
+        KERNEL[:-5000],
+        KERNEL[:72] + b"\xff" * 8 + KERNEL[80:],
+    ],
+    ids=["empty", "no headers", "no ELF", "arm64", "cut off", "far behind the end"],
 )
 def test_a_file_that_is_no_whole_kernel_has_no_wrong_page(tmp_path: Path, content: bytes) -> None:
     kernel(tmp_path, content)
     kernel(tmp_path, KERNEL, "other")
     pages = pages_like(machine(1, b"devices"), tmp_path)
     found = {page(block) for page in pages for block in range(20)}
-    assert found <= {None, CODE[:4096], CODE[4096:8192]}
+    assert found <= {None, CODE[:4096], CODE[4096:8192], DATA}
 
 
 def test_a_file_that_goes_or_is_emptied_has_no_pages(tmp_path: Path) -> None:

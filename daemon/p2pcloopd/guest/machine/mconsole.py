@@ -70,8 +70,8 @@ async def send_command(root: Path, socket_path: Path, reply_path: Path, command:
 
 
 def is_there(root: Path, socket_path: Path) -> bool:
-    """Whether UML's socket is there. UML makes it when it starts; to remove it is the first thing
-    that it does at its end.
+    """Whether UML's socket is there, as far as this can be told. UML makes it when it starts; to
+    remove it is the first thing that it does at its end.
 
     Args:
         root, socket_path: as for `send_command`.
@@ -80,7 +80,7 @@ def is_there(root: Path, socket_path: Path) -> bool:
         with _opened(root, socket_path):
             return True
     except FileNotFoundError:
-        return False
+        return not root.exists()  # else the whole sandbox has ended
     except OSError:  # native code has put something else there
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _STDIN = 0
 _UNSEEN_CONSOLES = range(2, BELL_CONSOLE)
+
+_KILLED = 128 + signal.SIGKILL
 
 _EXIT_SECONDS = 0.8
 """A kernel that is down has ended by then, or waits for ever. Before what it prints meanwhile is
@@ -68,7 +71,6 @@ class UmlBoot:
             await trio.sleep(_EXIT_SECONDS)
             # Any program may say so. What it cannot do is to remove the management console.
             self._is_down = not mconsole.is_there(self._root, MANAGEMENT_SOCKET)
-            self._says_down = trio.Event()
         self.process.kill()
 
     @property
@@ -86,8 +88,10 @@ class UmlBoot:
 
     def heard(self, transcript: Transcript) -> None:
         """Look whether the kernel is down; see `Boot`."""
-        if not self._says_down.is_set() and transcript.says_down():
+        if transcript.says_down():
             self._says_down.set()
+        elif self._says_down.is_set():  # a program did, long ago
+            self._says_down = trio.Event()
 
     def captured(self) -> AbstractAsyncContextManager[Capture]:
         """Refuse; see `Boot`."""
@@ -104,7 +108,8 @@ class UmlBoot:
 
     def ending(self, transcript: Transcript, exit_code: int) -> tuple[int, Reason]:
         """Tell by the kernel's last message; see `Boot`."""
-        reason = transcript.ending(0 if self._is_down else exit_code)
+        is_ended = self._is_down and exit_code == _KILLED
+        reason = transcript.ending(0 if is_ended else exit_code)
         if reason in ("poweroff", "reboot"):
             return 0, reason
         # A kernel that ends with 0 but never said that it goes down did not end well.
