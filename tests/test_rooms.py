@@ -97,7 +97,15 @@ BELOW_DAEMON = {
         *("node", "names", "http", "engine", "control_server", "entry", "tasks"),
         *("frame_sender", "log_output", "unix_listener", "resolver"),
     },
-    "block": {"block", "control_client", "entry", "fusermount", "programs", "unix_listener"},
+    "block": {
+        "accepting",
+        "block",
+        "control_client",
+        "entry",
+        "fusermount",
+        "programs",
+        "unix_listener",
+    },
     "guest": {
         *("guest", "block"),
         *("accepting", "control_client", "control_server", "entry", "frame_sender", "programs"),
@@ -107,7 +115,7 @@ BELOW_DAEMON = {
         *("netboot", "block", "http", "guest.system", "guest.sandbox", "guest.network"),
         *("entry", "programs"),
     },
-    "web": {"web", "http", "control_client", "entry", "log_output", "tasks"},
+    "web": {"accepting", "web", "http", "control_client", "entry", "log_output", "tasks"},
     "mount": {"mount", "block", "control_client", "entry", "fusermount", "programs", "tasks"},
     "commands": {
         *("commands", "guest", "block", "mount", "netboot", "entry", "forked", "fusermount"),

@@ -32,6 +32,7 @@ from p2pcloop.protocol.control import (
 )
 from p2pcloop.store.home import SOCKET_SUFFIX
 from p2pcloop.words import tr
+from p2pcloopd import accepting
 from p2pcloopd.frame_sender import FrameSender
 from p2pcloopd.unix_listener import bind_unix_listener
 
@@ -140,7 +141,7 @@ async def serve_control(
     async def serve(stream: trio.SocketStream) -> None:
         await _Connection(stream, handler, server).run()
 
-    await trio.serve_listeners(serve, [listener], task_status=task_status)
+    await accepting.serve(serve, [listener], task_status=task_status)
 
 
 class Room:

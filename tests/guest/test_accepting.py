@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pcloopd.accepting import PAUSE, accept
+from p2pcloopd.accepting import PAUSE, accept, serve
 
 
 @pytest.fixture
@@ -34,6 +35,9 @@ class Refusing:
             number = self.errors.pop(0)
             raise OSError(number, os.strerror(number))
         return await self.listener.accept()
+
+    def close(self) -> None:
+        self.listener.close()
 
 
 @pytest.mark.parametrize(
@@ -60,3 +64,28 @@ async def test_a_listener_that_is_of_no_use_is_told(listener: trio.socket.Socket
     refusing: Any = Refusing(listener, errno.EINVAL)
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
         await accept(refusing)
+
+
+async def test_a_server_without_room_says_so_in_one_line_now_and_then(
+    listener: trio.socket.SocketType,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    served: Any = trio.SocketListener(listener)
+    served.socket = Refusing(listener, errno.EMFILE, errno.ENFILE)
+    begun = trio.current_time()
+    with socket.create_connection(listener.getsockname()) as client:
+        async with trio.open_nursery() as nursery:
+
+            async def handle(stream: trio.SocketStream) -> None:
+                await stream.send_all(b"here")
+                nursery.cancel_scope.cancel()
+
+            await nursery.start(serve, handle, [served])
+        assert client.recv(5) == b"here"
+        assert client.recv(5) == b"", "it is closed"
+    assert trio.current_time() - begun == pytest.approx(2 * PAUSE)
+    assert [(record.levelno, record.exc_info) for record in caplog.records] == [
+        (logging.WARNING, None)
+    ] * 2
+    assert listener.fileno() == -1

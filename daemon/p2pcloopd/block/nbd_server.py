@@ -37,6 +37,7 @@ from p2pcloop.image.api import Missing
 from p2pcloop.protocol import nbd_wire as wire
 from p2pcloop.protocol.nbd import GREETING, Choice, NbdServer, Reply, Request, Signal
 from p2pcloop.protocol.nbd_export import Export, Exports
+from p2pcloopd import accepting
 from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.nbd_calls import block_status, call_for, must_be_durable, payload_of
 from p2pcloopd.block.nbd_crowd import DEFAULT_LIMITS, Crowd, Limits
@@ -169,7 +170,7 @@ async def serve_exports(
             _notice_lost_client(sock)
             await _Connection(served, sock, tls, Waiting(budget), negotiated).run()
 
-    await trio.serve_listeners(handle, listeners, task_status=task_status)
+    await accepting.serve(handle, listeners, task_status=task_status)
 
 
 def peer_address(sock: trio.socket.SocketType) -> str:

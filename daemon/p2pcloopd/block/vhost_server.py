@@ -31,6 +31,7 @@ from p2pcloop.protocol.vhost_user import (
 )
 from p2pcloop.protocol.virtqueue import GuestMemory, MemoryRegion, Virtqueue, VirtqueueError
 from p2pcloop.words import tr
+from p2pcloopd import accepting
 from p2pcloopd.block.backend import Backend
 from p2pcloopd.block.vhost_queue import QueueServer
 
@@ -78,7 +79,7 @@ async def serve_vhost_user(
             attached(False)
 
     # It goes on where a connection cannot be accepted: that is told and tried again.
-    await trio.serve_listeners(handle, [trio.SocketListener(listener)])
+    await accepting.serve(handle, [trio.SocketListener(listener)])
 
 
 class _Served:

@@ -19,6 +19,7 @@ import trio
 from p2pcloop.errors import FormatError, P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.text import to_json
+from p2pcloopd import accepting
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.http.semantics import Headers, fields
 from p2pcloopd.http.wire import MAX_HEADER, next_event
@@ -145,7 +146,7 @@ async def serve(
         finally:
             viewers.count(-1)
 
-    await trio.serve_listeners(serve_one, [listener])
+    await accepting.serve(serve_one, [listener])
 
 
 class _Connection:
