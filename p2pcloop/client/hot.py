@@ -12,7 +12,6 @@ from p2pcloop.client.open_stored import Opened, open_stored
 from p2pcloop.client.profiles import Subject
 from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.publisher import Content, Publisher, newest_of, reference
-from p2pcloop.client.same_file import holder_of, keep_newest
 from p2pcloop.client.seed import seed_content
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
@@ -151,20 +150,22 @@ class HotMaker:
         Nothing is published if that has this content, optimized or not; nor if an older one has it,
         unless the user says `as_new_version`.
 
-        Errors as of `seed_content`, `keep_newest` and `Publisher.release`.
+        Errors as of `seed_content` and `Publisher.release`.
         """
-        publisher, home = self.publisher, self.publisher.home
-        content, _ = seed_content(file, publisher, quiet=self.quiet, as_new_version=as_new_version)
-        if publisher.image is not None and self._stands_on(publisher.image, content):
-            return publisher.image
-        holder = None if as_new_version else holder_of(publisher, content.layers[0].layer_id)
-        if holder is not None:
-            return keep_newest(publisher, holder)
-        publisher.release(content, public=public)
-        remember_source(home, publisher.name, file.source)
-        published = newest_of(publisher.client, publisher.name)
-        assert published is not None, "it was published just now"
-        return published
+        publisher, newest = self.publisher, self.publisher.image
+        content, _, kept = seed_content(
+            file, publisher, quiet=self.quiet, as_new_version=as_new_version
+        )
+        if newest is None or not self._stands_on(newest, content):
+            if kept is not None:
+                kept.tell()
+                newest = kept.ref
+            else:
+                publisher.release(content, public=public)
+                newest = newest_of(publisher.client, publisher.name)
+                assert newest is not None, "it was published just now"
+        remember_source(publisher.home, publisher.name, file.source)
+        return newest
 
     def _stands_on(self, newest: StoredRef, content: Content) -> bool:
         """Whether a version has exactly that content, with or without a hot layer."""

@@ -15,7 +15,7 @@ from p2pcloop.client.overlay_base import open_overlay_on
 from p2pcloop.client.publisher import Publisher, choose_secret, reference
 from p2pcloop.client.refs import made_on, resolve_stored
 from p2pcloop.client.same_file import keep_newest
-from p2pcloop.client.seed import check_append, seed_image
+from p2pcloop.client.seed import seed_image
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import BusyError
 from p2pcloop.formats.boot_parameters import BootParameters
@@ -84,7 +84,7 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
         stack: closes the images and files that this opens.
 
     Raises:
-        UsageError: see `Publisher.check_secret`, `Maker.over`, `keep_newest`, `check_append` and
+        UsageError: see `Publisher.check_secret`, `Maker.over`, `keep_newest` and
             `Publisher.release`.
         P2pcloopError: the target cannot be read, or p2pcloopd could not serve the version.
     """
@@ -153,10 +153,12 @@ def _holder(
 
 def _keep(request: Request, publisher: Publisher, holder: Manifest) -> dict[str, Any]:
     """Serve the newest version again, in place of a file with the content of an older one."""
-    newest = keep_newest(publisher, holder)
-    manifest = newest.signed.manifest
-    check_append(manifest, request.append or "")
-    return publisher.serve_again(newest, public=request.public) | {
+    kept = keep_newest(publisher, holder, request.append or "")
+    kept.tell()
+    manifest = kept.ref.signed.manifest
+    answer = publisher.serve_again(kept.ref, public=request.public)
+    remember_source(publisher.home, publisher.name, request.file.source)
+    return answer | {
         "base": None if request.base is None else request.base.name,
         "filesystem": manifest.boot.root_type,
         "size": manifest.disk_length,

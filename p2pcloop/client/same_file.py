@@ -14,6 +14,7 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.manifest import Manifest, SignedManifest
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.store.sources import known_source
@@ -88,16 +89,49 @@ def holder_of(publisher: Publisher, layer_id: bytes) -> Manifest | None:
     return None
 
 
-def keep_newest(publisher: Publisher, holder: Manifest) -> StoredRef:
-    """The newest version, where a file has the content of an older one; the user is told.
+@dataclass(frozen=True, slots=True)
+class KeptVersion:
+    """The newest version, which stays, where a file has the content of an older one.
 
     Readers who update would lose the changes since if the content were published again.
 
+    Attributes:
+        ref: the newest version.
+        holder: the version that lies on the file's content; see `holder_of`.
+    """
+
+    ref: StoredRef
+    holder: Manifest
+
+    def tell(self) -> None:
+        """Tell the user that it stays."""
+        newest = self.ref.signed.manifest
+        facts = {
+            "version": newest.version,
+            "message": f" ({newest.message})" if newest.message else "",
+        }
+        notify(
+            tr("version {version}{message} lies on this file and stays the newest", **facts)
+            if self.holder.version == newest.version
+            else tr(
+                "version {older} was made of this content;"
+                " version {version}{message} stays the newest",
+                older=self.holder.version,
+                **facts,
+            )
+        )
+
+
+def keep_newest(publisher: Publisher, holder: Manifest, append: str) -> KeptVersion:
+    """See that the newest version can stay, before anything is served and the user is told.
+
     Args:
         holder: the version that lies on the file's content; see `holder_of`.
+        append: the user's words for the kernel; they would be lost, since no version is made.
 
     Raises:
-        UsageError: the newest version is a withdrawal, or its data was removed from here.
+        UsageError: the newest version is a withdrawal, or its data was removed from here, or it
+            has other words for the kernel.
     """
     assert publisher.newest is not None, "a holder is this or an ancestor of it"
     newest = publisher.newest.signed.manifest
@@ -116,20 +150,12 @@ def keep_newest(publisher: Publisher, holder: Manifest) -> StoredRef:
             ),
             hint="--as-new-version publishes the content of the file again",
         )
-    facts = {
-        "version": newest.version,
-        "message": f" ({newest.message})" if newest.message else "",
-    }
-    notify(
-        tr("version {version}{message} lies on this file and stays the newest", **facts)
-        if holder.version == newest.version
-        else tr(
-            "version {older} was made of this content; version {version}{message} stays the newest",
-            older=holder.version,
-            **facts,
+    if append not in ("", newest.boot.append):
+        raise UsageError(
+            tr("--append is for a new version, and there is none"),
+            hint="--as-new-version publishes the content of the file again, with --append",
         )
-    )
-    return publisher.image
+    return KeptVersion(publisher.image, holder)
 
 
 def versions_of(home: Home, newest: SignedManifest) -> Iterator[SignedManifest]:

@@ -6,15 +6,19 @@ from typing import Any
 
 from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.publisher import Content, Publisher
-from p2pcloop.client.same_file import check_same, holder_of, is_other_source, keep_newest
+from p2pcloop.client.same_file import (
+    KeptVersion,
+    check_same,
+    holder_of,
+    is_other_source,
+    keep_newest,
+)
 from p2pcloop.client.terminal import notify
-from p2pcloop.errors import UsageError
 from p2pcloop.formats.boot_parameters import BootParameters
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
     detect_filesystem,
 )
-from p2pcloop.formats.manifest import Manifest
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import unchanged
 from p2pcloop.making.pack import device_roots, device_size, odd_length, read_start, write_layer
@@ -42,34 +46,23 @@ def seed_image(
         any_file: it need not be the file of the versions before.
 
     Raises:
-        UsageError: the newest version is to stay, and has other words for the kernel; else as of
-            `seed_content`, `keep_newest` and `Publisher.release`.
+        UsageError: as of `seed_content` and `Publisher.release`.
     """
-    content, facts = seed_content(
-        file, publisher, append=append, quiet=quiet, as_new_version=as_new_version or any_file
+    content, facts, kept = seed_content(
+        file,
+        publisher,
+        append=append,
+        quiet=quiet,
+        as_new_version=as_new_version,
+        any_file=any_file,
     )
-    holder = None if as_new_version else holder_of(publisher, content.layers[0].layer_id)
-    if holder is None:
-        answer = publisher.release(content, message=message, public=public) | facts
+    if kept is None:
+        answer = publisher.release(content, message=message, public=public)
     else:
-        newest = keep_newest(publisher, holder)
-        check_append(newest.signed.manifest, append)
-        answer = publisher.serve_again(newest, public=public) | facts
+        kept.tell()
+        answer = publisher.serve_again(kept.ref, public=public)
     remember_source(publisher.home, publisher.name, file.source)
-    return answer
-
-
-def check_append(newest: Manifest, append: str) -> None:
-    """Refuse words for the kernel that would be lost, since no version is made.
-
-    Raises:
-        UsageError: the newest version has others.
-    """
-    if append not in ("", newest.boot.append):
-        raise UsageError(
-            tr("--append is for a new version, and there is none"),
-            hint="--as-new-version publishes the content of the file again, with --append",
-        )
+    return answer | facts
 
 
 def seed_content(
@@ -79,17 +72,23 @@ def seed_content(
     append: str = "",
     quiet: bool = False,
     as_new_version: bool = False,
-) -> tuple[Content, dict[str, Any]]:
-    """Serve the layer of a whole image file; return the content of its version, and facts.
+    any_file: bool = False,
+) -> tuple[Content, dict[str, Any], KeptVersion | None]:
+    """Serve the layer of a whole image file.
 
     Args:
-        as_new_version: it need not be the file of the versions before.
+        as_new_version: it need not be the file of the versions before, and may have their content.
+        any_file: it need not be the file of the versions before.
+
+    Returns:
+        The content of its version, facts, and the newest version if that stays.
 
     Raises:
-        UsageError: it is another file than that of the versions before, and holds another image.
+        UsageError: it is another file than that of the versions before, and holds another image;
+            or as of `keep_newest`. Nothing was served then.
     """
     publisher.check_secret(None)
-    other = not as_new_version and is_other_source(publisher, file.source)
+    other = not (as_new_version or any_file) and is_other_source(publisher, file.source)
     if other:
         check_same(publisher, device_size(file), None, file.source)  # before all of it is read
     for note in file.notes:
@@ -102,11 +101,13 @@ def seed_content(
             notify(note)
         if other:
             check_same(publisher, header.image_size, header.layer_id, file.source)
+        holder = None if as_new_version else holder_of(publisher, header.layer_id)
+        kept = None if holder is None else keep_newest(publisher, holder, append)
         layer = publisher.serve_layer(staging, header)
         filesystem = detect_filesystem(read_start(file, PROBE_SIZE))
         boot = BootParameters(filesystem, append, device_roots(file))
         content = Content(header.image_size, (layer,), boot=boot, length=odd_length(file))
-    return content, {
+    facts = {
         "torrent": layer.torrent,
         "size": content.disk_length,
         "filesystem": boot.root_type,
@@ -116,3 +117,4 @@ def seed_content(
         "images": [part.name for part in file.inside],
         "in_place": str(file.path) if not note and file.can_stay else None,
     }
+    return content, facts, kept

@@ -128,6 +128,21 @@ def test_a_file_is_seeded_as_it_was_booted(node: Home, tmp_path: Path) -> None:
         assert each == f"p2pcloop publish {overlay} --name LABEL --base @key/disk"
 
 
+@pytest.mark.parametrize("choice", ["--partition 2", "--raw"])
+def test_the_image_of_a_file_is_named_without_options_of_files(
+    node: Home, tmp_path: Path, choice: str
+) -> None:
+    """They are refused of a name."""
+    file = tmp_path / "disk.img"
+    file.write_bytes(bytes(4096))
+    image = known_version(node, 1, 1)
+    overlay = str(overlay_on(image, tmp_path / "mine.delta"))
+    shown = Shown(str(file), *choice.split(), "--overlay", overlay, "--vm", "qemu")
+    name = image.manifest.name
+    assert shown.boot == f"p2pcloop boot {name} --overlay {overlay} --vm qemu"
+    assert shown.publish == [f"p2pcloop publish {overlay} --name LABEL"]
+
+
 def test_they_stand_at_the_end_of_a_boot(
     node: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

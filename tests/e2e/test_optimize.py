@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.name import parse_name
 from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
 from p2pcloop.store.profiles import keep_profile
+from p2pcloop.store.sources import known_source
 from tests.support.programs import Node, Nodes
 
 from .test_publish import copy, write_files
@@ -173,3 +175,22 @@ def test_an_image_file_below_the_newest_version_optimizes_that(
     again = node.run("optimize", cloop, "--name", "tiny", "--profile", profile)
     assert "version 3 (optimized) lies on this file" in again.err
     assert node.json("seed", cloop, "--name", "tiny")["changed"] is False
+
+
+@pytest.mark.parametrize("stays", ["with a change", "optimized"])
+def test_the_file_that_was_optimized_last_is_the_source(
+    nodes: Nodes, image: Path, cloop: Path, tmp_path: Path, stays: str
+) -> None:
+    """Where the newest version stays, too: its next content is the next version."""
+    node, profile = nodes.make(), write_profile(tmp_path / "one", (1600, 300))
+    words = "--name", "tiny", "--profile", profile
+    if stays == "optimized":
+        name = parse_name(optimize(node, cloop, *words)["name"])
+    else:
+        name = parse_name(node.seed(cloop, "tiny")["name"])
+        new = copy(image, tmp_path / "new.img")
+        write_files(new, tmp_path, own=b"own")
+        node.json("publish", new, "--name", "tiny")
+    moved = copy(cloop, tmp_path / "moved.cloop")
+    optimize(node, moved, *words)
+    assert known_source(node.home, name) == moved

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from p2pcloop.formats.link import parse_link
-from p2pcloopd.node.link_places import MAX_PLACES, LinkPlaces
+from p2pcloopd.node.link_places import MAX_AGE, MAX_PLACES, LinkPlaces
 from p2pcloopd.node.links import _may_reach
 from tests.support.ports import free_port
 from tests.support.programs import Nodes
@@ -61,9 +61,11 @@ def test_a_link_names_none_of_the_addresses_that_the_node_had_before(
 
 def test_a_file_of_places_that_is_damaged_or_full_costs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "link-places"
-    path.write_bytes(b"\xff\n192.0.2.1:1\n")
+    LinkPlaces(path).note(["192.0.2.1:1"])
+    path.write_bytes(b"\xff\n192.0.2.4:1\n" + path.read_bytes())
     places = LinkPlaces(path)
     assert "192.0.2.1:1" in places
+    assert "192.0.2.4:1" not in places
     places.note(f"192.0.2.2:{port}" for port in range(MAX_PLACES - 1))
     places.note(["192.0.2.1:1"])
     places.note(["192.0.2.3:1"])
@@ -75,6 +77,39 @@ def test_a_file_of_places_that_is_damaged_or_full_costs_nothing(tmp_path: Path) 
     path.unlink()
     path.mkdir()
     assert "192.0.2.3:1" not in LinkPlaces(path)
+
+
+def test_an_address_of_long_ago_may_be_another_nodes(tmp_path: Path) -> None:
+    path, day = tmp_path / "link-places", MAX_AGE.total_seconds() / MAX_AGE.days
+    now = 1_800_000_000.0
+    places = LinkPlaces(path, lambda: now)
+    places.note(["192.0.2.1:1", "192.0.2.2:1"])
+    now += MAX_AGE.total_seconds()
+    assert "192.0.2.1:1" in places
+    places.note(["192.0.2.2:1"])
+    for again in (places, LinkPlaces(path, lambda: now + day)):
+        assert "192.0.2.2:1" in again
+    now += day
+    assert "192.0.2.1:1" not in places
+    places.note(["192.0.2.3:1"])
+    assert "192.0.2.1" not in path.read_text()
+    now -= 2 * day
+    assert "192.0.2.3:1" not in places, "the clock was wrong then, or it is now"
+
+
+def test_places_that_cannot_be_kept_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A version that is served already must not fail for that."""
+    path = tmp_path / "link-places"
+    places = LinkPlaces(path)
+    path.mkdir()
+    places.note(["192.0.2.1:1"])
+    assert f"cannot write {path}" in caplog.text
+    assert "192.0.2.1:1" in places
+    path.rmdir()
+    places.note(["192.0.2.1:1"])
+    assert "192.0.2.1:1" in LinkPlaces(path)
 
 
 def test_links_of_public_images_name_the_trackers(nodes: Nodes, content: bytes) -> None:

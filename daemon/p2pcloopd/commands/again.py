@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -30,7 +30,7 @@ class Again:
         at: its version, as the user gave it; 0 for none.
         kept: the guest's name if its record stays when it has ended, so that `start` boots it.
         options: the words of `boot` for its machine.
-        file_options: those of them that say what of a file is the image.
+        file_options: the words that say what of a file is the image.
         home: where the node is.
         home_options: the words that say so, if the user gave any.
     """
@@ -59,8 +59,8 @@ class Again:
                 alone are left out.
         """
         given = _options(boot, words)
+        file_options = [*given.pop("partition", ()), *given.pop("raw", ())]
         kept = [word for name, each in given.items() if name not in _OF_ONE_BOOT for word in each]
-        file_options = [*given.get("partition", ()), *given.get("raw", ())]
         typed = click.get_current_context().get_parameter_source("home")
         home = ("--home", str(options.home.root)) if typed is ParameterSource.COMMANDLINE else ()
         return cls(
@@ -79,11 +79,12 @@ class Again:
             return self._command("start", self.kept)
         base = base_of(info, self.home)
         if base is None:
-            image, at = self.ref, self.at
-        else:
-            image, at = str(base.name), 0 if base.is_newest else base.version
+            image, at, file_options = self.ref, self.at, self.file_options
+        else:  # by its name, which takes no options of files
+            image, at, file_options = str(base.name), 0 if base.is_newest else base.version, ()
         version = ["--at", str(at)] if at else []
-        return self._command("boot", image, *version, "--overlay", str(overlay), *self.options)
+        words = [image, *version, "--overlay", str(overlay), *file_options, *self.options]
+        return self._command("boot", *words)
 
     def publish(self, overlay: Path, info: OverlayInfo) -> list[str]:
         """The commands that publish the changes; LABEL and REF are for the user to choose."""
@@ -100,7 +101,7 @@ class Again:
         return shlex.join(["p2pcloop", *words, *self.home_options])
 
 
-def _options(command: click.Command, words: Sequence[str]) -> Mapping[str, list[str]]:
+def _options(command: click.Command, words: Sequence[str]) -> dict[str, list[str]]:
     """The options among the words of a command line, as they were typed, by parameter."""
     with click.Context(command) as context:
         values, _, _ = command.make_parser(context).parse_args(list(words))

@@ -1,49 +1,79 @@
-"""Where this node's own links led so far: `link-places` in the home, text, one a line.
+"""Where this node's own links led lately: `link-places` in the home, text, one a line.
 
 A link of an earlier version of a name is where the node finds it again. So the addresses that the
-node had then come among those of the other peers and mirrors, and later links would name them for
-ever. p2pcloopd alone writes the file.
+node had then come among those of the other peers and mirrors, and later links would name them, too.
+Each has the last day on which a link named it: `2026-11-30 192.0.2.1:6881`. Some days after that it
+may be another node's. p2pcloopd alone writes the file.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from p2pcloop.errors import StorageError
 from p2pcloop.formats.named import read_file
 from p2pcloop.store.home import replace_file
 
 MAX_PLACES = 512
-"""Those named last: a node that is moved each day needs them for a year."""
+"""Those named last."""
 
-_MAX_LINE = 300
+MAX_AGE = timedelta(days=14)
+"""An address that is named although it leads nowhere costs a reader less than one left out."""
+
+_MAX_PLACE = 300
+_MAX_LINE = _MAX_PLACE + len("2026-11-30 \n")
 
 _log = logging.getLogger(__name__)
 
 
 class LinkPlaces:
-    """The node's own places, now and before: `host:port` of peers, and base URLs."""
+    """The node's own places, now and lately: `host:port` of peers, and base URLs.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
-        self._places = dict.fromkeys(_load(path))
+        self._clock = clock
+        self._days = {place: day for day, _, place in (line.partition(" ") for line in _load(path))}
+        self._is_kept = True
 
     def __contains__(self, place: str) -> bool:
-        return place in self._places
+        return self._is_recent(self._days.get(place, ""))
 
     def note(self, places: Iterable[str]) -> None:
-        """Keep what a link is about to name, durably.
+        """Keep what a link is about to name; durably, unless the system refuses."""
+        now = dict.fromkeys(
+            (place for place in places if len(place) < _MAX_PLACE), self._day(timedelta())
+        )
+        before = {
+            place: day
+            for place, day in self._days.items()
+            if place not in now and self._is_recent(day)
+        }
+        known = [*before.items(), *now.items()][-MAX_PLACES:]
+        if known == [*self._days.items()] and self._is_kept:
+            return
+        self._days = dict(known)
+        lines = "".join(f"{day} {place}\n" for place, day in known)
+        try:
+            replace_file(self._path, lines.encode())
+            self._is_kept = True
+        except StorageError as err:  # links are made all the same, longer ones later
+            _log.warning("%s", err)
+            self._is_kept = False
 
-        Raises:
-            StorageError: the system refused.
-        """
-        now = [place for place in places if len(place) < _MAX_LINE]
-        before = [*self._places]
-        known = [place for place in before if place not in now] + now
-        if known != before:
-            self._places = dict.fromkeys(known[-MAX_PLACES:])
-            replace_file(self._path, "".join(f"{place}\n" for place in self._places).encode())
+    def _is_recent(self, day: str) -> bool:
+        """Whether a link of that day counts; not one of a day to come, by a clock put back."""
+        return self._day(MAX_AGE) <= day <= self._day(timedelta())
+
+    def _day(self, age: timedelta) -> str:
+        return (datetime.fromtimestamp(self._clock(), UTC) - age).date().isoformat()
 
 
 def _load(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ The link of a public version is for strangers: it names no peers of others, who 
 of by a link that went from hand to hand, nor their nodes' URLs. Strangers find them as trackers
 and the DHT have it.
 
-An address that this node had before is no other peer: it came here by an older link of our own.
+An address that this node had lately is no other peer: it came here by an older link of our own.
 """
 
 from __future__ import annotations
