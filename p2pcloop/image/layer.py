@@ -394,7 +394,11 @@ class Layer:
     def _decode_chain(self, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Decode chunks of a chain, the first of which starts it or has a decoder at it."""
         for number in numbers:
-            data = self._prepare(number)()
+            decode = self._prepare(number)
+            if decode is None:  # the kernel has just gone: its pages are needed
+                yield from self.read_chunks(number)
+                continue
+            data = decode()
             if data is None:
                 chunk, pack = self.chunk(number), self._packs[0]
                 pack.content.reject(pack.start + chunk.offset, chunk.length, "a chunk")
@@ -413,12 +417,15 @@ class Layer:
         except (Missing, FormatError):
             return None
 
-    def _prepare(self, number: int) -> Decode:
+    def _prepare(self, number: int) -> Decode | None:
+        """What decodes a chunk that `needs` no other; None if its dictionary is here no more."""
         chunk, pack = self.chunk(number), self._packs[0]
-        stored = pack.content.read(pack.start + chunk.offset, chunk.length)
         place, before = (self.header.layer_id, number), None
-        if number == self._dictionary.chunks and place not in self._chains:
+        if chunk.follows and place not in self._chains:
             before = self._dictionary.contents(self._entries(number))
+            if before is None:
+                return None
+        stored = pack.content.read(pack.start + chunk.offset, chunk.length)
         decoder = self._chains.step(
             place,
             starts=before is not None or not chunk.follows,

@@ -140,18 +140,20 @@ def _contents(
     if kernel is None:
         yield from ((each, True) for each in order.groups(order.read(touches)))
         return
+    behind = like[: MAX_DICTIONARY_CHUNKS * HOT_BLOCKS]
     pages = array("I")
-    for block in like:
+    for block in behind:
         append_block(pages, block)
-    for each in order.dictionary_chunks(page for block in like if (page := kernel(block))):
+    for each in order.dictionary_chunks(page for block in behind if (page := kernel(block))):
         yield each, False
-    at_once = list(takewhile(lambda touch: not touch.after, touches))
+    # None of `like` comes before them: a reader finds the pages in the order of the chunks.
     order.seen.update(like)
+    at_once = takewhile(lambda touch: not touch.after, touches)
     yield from ((each, True) for each in order.groups(order.read(at_once)))
     order.seen.difference_update(like)
     for each in order.groups(order.read(Touch(*part, 0) for part in stretches_of(pages))):
         yield each, False
-    yield from ((each, True) for each in order.groups(order.read(touches[len(at_once) :])))
+    yield from ((each, True) for each in order.groups(order.read(touches)))
 
 
 def _find_kernel(
@@ -172,7 +174,7 @@ def _find_kernel(
     best = max(range(len(kernels)), key=equal.__getitem__, default=None)
     if best is None or equal[best] < LEAST_EQUAL:
         return None, []
-    return kernels[best], like[best][: MAX_DICTIONARY_CHUNKS * HOT_BLOCKS]
+    return kernels[best], like[best]
 
 
 @dataclass

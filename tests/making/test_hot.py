@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,9 +12,9 @@ from hypothesis import strategies as st
 
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.block_map import ZERO_CHUNK, LayerMap, Run
-from p2pcloop.formats.chunk_table import Chunk, Codec
+from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.index import open_index
-from p2pcloop.formats.profile import LATER, Touch
+from p2pcloop.formats.profile import Touch
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import ByteRange, Missing, never_missing
 from p2pcloop.image.device import ImageDevice
@@ -28,14 +27,18 @@ from p2pcloop.making.hot import HOT_BLOCKS, HotLayer, adds_nothing, has_chunks, 
 from p2pcloop.making.moved import LivePlaces
 from p2pcloop.making.targets import DeviceTarget
 from tests.support.images import MemoryContent, ignore, read_views
+from tests.support.kernels import (
+    FIRST_PAGE,
+    KERNEL_PAGES,
+    TOUCHES,
+    block,
+    page_of,
+    state_of,
+    without_dictionary,
+)
 from tests.support.stacks import SMALL, BytesTarget, Stack
 
 SECRET = bytes(range(32))
-
-
-def block(kind: int) -> bytes:
-    """Content that tells its kind; 0 is zeros."""
-    return bytes(4096) if kind == 0 else random.Random(kind).randbytes(64) * 64
 
 
 def device(kinds: Sequence[int]) -> bytes:
@@ -243,60 +246,6 @@ def test_of_too_many_touches_the_first_are_packed(monkeypatch: pytest.MonkeyPatc
     assert ZERO_CHUNK not in [run.chunk for run in top(stack).take_map()]
 
 
-FIRST_PAGE, KERNEL_PAGES = 100, 150
-
-
-def page_of(build: int) -> Callable[[int], bytes | None]:
-    """The pages of a build of a kernel, which lie from block `FIRST_PAGE` on."""
-
-    def page(block: int) -> bytes | None:
-        number = block - FIRST_PAGE
-        if not 0 <= number < KERNEL_PAGES or number % 50 == 7:  # one that has no page there
-            return None
-        return random.Random(f"{build} {number}").randbytes(4096)
-
-    return page
-
-
-def state_of(build: int) -> bytes:
-    """A device, with a kernel that has changed a byte in most of its pages."""
-    blocks = [block(number % 9) for number in range(300)]
-    for number in range(FIRST_PAGE, FIRST_PAGE + KERNEL_PAGES):
-        page = page_of(build)(number)
-        if page is not None and number % 5:
-            blocks[number] = page[:2000] + bytes([number % 10]) + page[2001:]
-        elif page is not None and number % 10:
-            blocks[number] = page
-    return b"".join(blocks)
-
-
-TOUCHES = [
-    Touch(290, 3, 0),
-    Touch(120, 2, 0),
-    Touch(5, 60, 1),
-    Touch(100, 140, 1),
-    Touch(200, 60, LATER + 1),
-]
-
-
-def without_dictionary(stack: Stack, chunks: Sequence[Chunk]) -> Stack:
-    """The same stack on a machine that has not fetched the dictionary."""
-    header, content, seal = stack.layers[-1]
-    end = header.index_length + chunks[0].offset
-
-    class Partly(MemoryContent):
-        def read(self, offset: int, length: int) -> bytes:
-            if missing := self.missing(offset, length):
-                raise Missing([missing])
-            return super().read(offset, length)
-
-        def missing(self, offset: int, length: int) -> ByteRange | None:
-            behind = offset >= end or offset + length <= header.index_length
-            return None if behind else ByteRange(bytes(20), offset, length)
-
-    return Stack([*stack.layers[:-1], (header, Partly(bytes(content.data)), seal)])
-
-
 @pytest.mark.parametrize("private", [False, True])
 def test_who_has_the_kernel_needs_no_dictionary(private: bool) -> None:
     content = state_of(1)
@@ -314,6 +263,7 @@ def test_who_has_the_kernel_needs_no_dictionary(private: bool) -> None:
     partly = without_dictionary(stack, made.chunks[dictionary:])
     for kernels in ([page_of(1)], [page_of(2), page_of(1)]):
         image = partly.open(kernels)
+        assert len(image.layers[-1].read_chunk(dictionary)) == made.chunks[dictionary].size
         assert read_views(ImageDevice(image), 0, [image.size]) == content
     for kernels in ([], [page_of(2)]):
         image = partly.open(kernels)
@@ -350,6 +300,7 @@ def test_a_dictionary_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     made = pack_hot(BytesTarget(content), TOUCHES, pack, ignore, kernels=[page_of(1)])
     stack.push(made, pack.getvalue())
     image = without_dictionary(stack, made.chunks[1:]).open([page_of(1)])
+    assert len(image.layers[-1].read_chunk(1)) == made.chunks[1].size
     assert read_views(ImageDevice(image), 0, [image.size]) == content == stack.read()
 
 
@@ -365,3 +316,20 @@ def test_a_table_that_begins_with_other_codecs_has_no_dictionary() -> None:
             for chunk, codec in zip(made.chunks, codecs, strict=False)
         ]
         assert Dictionary(layer_map, [page_of(1)]).is_here(entries) is False
+
+
+def test_pages_beyond_the_end_of_a_dictionary_are_behind_those_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Although they are touched at once: a reader counts the pages in the order of the chunks."""
+    monkeypatch.setattr(hot, "MAX_DICTIONARY_CHUNKS", 1)
+    content = state_of(1)
+    stack = Stack()
+    stack.add(BytesTarget(content))
+    pack = io.BytesIO()
+    touches = of((290, 3), (FIRST_PAGE, KERNEL_PAGES), (20, 60))
+    made = pack_hot(BytesTarget(content), touches, pack, ignore, kernels=[page_of(1)])
+    stack.push(made, pack.getvalue())
+    image = without_dictionary(stack, made.chunks[1:]).open([page_of(1)])
+    assert len(image.layers[-1].read_chunk(1)) == made.chunks[1].size
+    assert read_views(ImageDevice(image), 0, [image.size]) == content == stack.read()
