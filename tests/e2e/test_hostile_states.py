@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from p2pcloop.errors import FormatError, MismatchError, P2pcloopError
+from p2pcloop.formats.elf import PT_LOAD
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import SignedManifest, open_manifest
 from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
@@ -23,6 +24,8 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.making.targets import DeviceTarget
 from p2pcloop.store.profiles import keep_profile
+from p2pcloop.store.unpacked_kernels import PageLike, pages_like
+from tests.support.elf_files import elf
 from tests.support.programs import Node, Nodes
 from tests.support.states import Memory, manifest_of, noise, read_parts, suspend
 
@@ -33,8 +36,14 @@ TEXT = b"".join(b"line %06d of a file\n" % n for n in range(12_000))
 DISK = (TEXT + noise(1, 20)).ljust(80 * 4096, b"\0")[: 80 * 4096]
 DEVICES = b"QEVM" + noise(3)[:1000]
 PAGES = {page: noise(page)[:2048] + TEXT[page * 100 : page * 100 + 2048] for page in range(40)}
+KERNEL_AT, KERNEL = 42, noise(4, 20)
+RUNNING = KERNEL[:40_000] + bytes(100) + KERNEL[40_100:70_000] + bytes(9) + KERNEL[70_009:]
+"""A kernel, and what it has made of itself."""
+
 FIRST = Memory(
-    PAGES | {page: DISK[(page - 60) * 4096 : (page - 59) * 4096] for page in range(64, 80)}
+    PAGES
+    | {KERNEL_AT + page: RUNNING[page * 4096 : (page + 1) * 4096] for page in range(20)}
+    | {page: DISK[(page - 60) * 4096 : (page - 59) * 4096] for page in range(64, 80)}
 )
 HEALS = 300
 """Ranges that are fetched anew for one damage at most."""
@@ -49,12 +58,15 @@ class Kept:
         torrents: the folder of the store.
         secret: of a private one.
         whole: what its device reads as.
+        machines: the kernels that a reader's machine has: the guest's, none, another one, and one
+            whose file is cut off.
     """
 
     signed: SignedManifest
     torrents: Path
     secret: bytes | None
     whole: bytes
+    machines: Sequence[Sequence[PageLike]]
 
     def files(self) -> list[Path]:
         """Index and pack of each layer."""
@@ -74,9 +86,14 @@ class Kept:
         pack = self.pack(torrent)
         return pack.with_name("index").read_bytes() + pack.read_bytes()
 
-    def read(self, supply: Callable[[StoredImage, Missing], None]) -> bytes:
-        """Read the whole device; `supply` fetches what is missing, or does not match."""
-        stored = StoredImage(self.signed.manifest, self.torrents, self.secret)
+    def read(self, supply: Callable[[StoredImage, Missing], None], machine: int = 1) -> bytes:
+        """Read the whole device; `supply` fetches what is missing, or does not match.
+
+        Args:
+            machine: which of the machines reads, counted round and round.
+        """
+        kernels = self.machines[machine % len(self.machines)]
+        stored = StoredImage(self.signed.manifest, self.torrents, self.secret, kernels=kernels)
         while True:
             try:
                 image = stored.open()
@@ -98,29 +115,50 @@ def keep(node: Node, name: str, to: Path) -> Kept:
     whole = b"".join(part + bytes(-len(part) % 4096) for part in parts)
     shutil.copytree(node.home.torrents, to)
     signed = open_manifest((node.home.manifests / facts["manifest"]).read_bytes())
-    return Kept(signed, to, parse_link(facts["link"]).secret, whole)
+    machine = signed.manifest.machine
+    assert machine is not None
+    cut_off = write_kernel(to.with_name("cut off"), KERNEL)
+    os.truncate(cut_off, cut_off.stat().st_size - 5000)
+    folders = [
+        write_kernel(to.with_name("right"), KERNEL).parent,
+        to.with_name("none"),
+        write_kernel(to.with_name("other"), KERNEL[:-1] + b"\0").parent,
+        cut_off.parent,
+    ]
+    machines = [pages_like(machine, each) for each in folders]
+    return Kept(signed, to, parse_link(facts["link"]).secret, whole, machines)
+
+
+def write_kernel(folder: Path, pages: bytes) -> Path:
+    """Put a kernel where those of a machine are."""
+    folder.mkdir(parents=True)
+    path = folder / "vmlinux-1"
+    path.write_bytes(elf((PT_LOAD, KERNEL_AT * 4096, pages)))
+    return path
 
 
 @pytest.fixture(scope="module", params=["public", "private"])
 def kept(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Kept]:
-    """Two states, one over the other; of the public one the memory is packed in chains, too."""
+    """Two states, one over the other; the memory is packed in a chain, too, with the pages of a
+    kernel as dictionary."""
     folder = tmp_path_factory.mktemp("states")
     disk = folder / "disk.img"
     disk.write_bytes(DISK)
     with Nodes() as nodes:
         node = nodes.make()
+        node.environment["XDG_CACHE_HOME"] = str(folder / "cache")
+        write_kernel(folder / "cache" / "p2pcloop" / "kernels", KERNEL)
         image = node.seed(disk, "disk")["name"]
         private = request.param == "private"
         name = suspend(node, image, "guest", FIRST, DEVICES, private=private)["name"]
         suspend(node, name, "guest", {7: noise(77), 8: bytes(4096)}, DEVICES)
-        if not private:
-            state = manifest_of(node, name)
-            assert state.machine is not None
-            touches = pack_touches([Touch(state.machine.memory.blocks.start, 90, 0)])
-            keep_profile(node.home, pack_profile(Profile(state.image_id, state.size, 0, touches)))
-            node.json("optimize", name, "--name", "guest")
+        state = manifest_of(node, name)
+        assert state.machine is not None
+        touches = pack_touches([Touch(state.machine.memory.blocks.start, 90, 0)])
+        keep_profile(node.home, pack_profile(Profile(state.image_id, state.size, 0, touches)))
+        node.json("optimize", name, "--name", "guest")
         yield keep(node, name, folder / "torrents")
 
 
@@ -177,7 +215,7 @@ def test_damaged_files_of_a_state_are_healed_or_refused(kept: Kept) -> None:
         path.write_bytes(bad)
         healed = 0
         try:
-            assert kept.read(supply) == kept.whole, (path.name, number)
+            assert kept.read(supply, number) == kept.whole, (path.name, number)
         finally:
             path.write_bytes(good)
         in_all += healed
@@ -211,7 +249,26 @@ def test_a_source_that_lies_is_refused(kept: Kept) -> None:
                 again.add(key)
                 stored.accept(part, source[part.torrent][part.offset : part.offset + part.length])
 
-        assert empty.read(supply) == kept.whole, number
+        assert empty.read(supply, number) == kept.whole, number
+
+
+def test_only_a_machine_with_the_kernel_fetches_no_dictionary(kept: Kept) -> None:
+    empty = replace(kept, torrents=kept.torrents.with_name("none"))
+    contents = {
+        layer.torrent: kept.content(layer.torrent) for layer in kept.signed.manifest.all_layers
+    }
+    fetched = [0] * len(kept.machines)
+    for number in range(len(fetched)):
+
+        def supply(stored: StoredImage, missing: Missing, number: int = number) -> None:
+            for part in missing.ranges:
+                fetched[number] += part.length
+                stored.accept(part, contents[part.torrent][part.offset : part.offset + part.length])
+
+        assert empty.read(supply, number) == kept.whole
+    with_kernel, *others = fetched
+    assert others == [others[0]] * 3
+    assert others[0] - with_kernel >= len(KERNEL)
 
 
 def test_a_damaged_manifest_of_a_state_is_refused(kept: Kept) -> None:
