@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from p2pcloop.formats.elf import PT_LOAD
 from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
 from p2pcloop.store.profiles import expected_touches, keep_profile, load_profile
+from tests.support.elf_files import elf
 from tests.support.mounts import mounted, needs_fuse
 from tests.support.programs import Guest, Node, Nodes, read_until, tool
 from tests.support.states import MEMORY, Memory, manifest_of, noise, read_parts, suspend
@@ -198,6 +200,47 @@ def test_touches_of_the_memory_are_kept_and_packed(nodes: Nodes, disk: Path) -> 
     assert expected_touches(node.home, manifest_of(node, name), boots=True) == ()
     later = suspend(node, "disk", "guest", FIRST, DEVICES, suspended=1_700_000_001)
     assert later["profile"] is False
+
+
+def test_a_state_with_pages_of_its_kernel_as_dictionary(
+    nodes: Nodes, disk: Path, tmp_path: Path
+) -> None:
+    """Machines without the kernel read it, and its next versions are as those of other states."""
+    node, other = nodes.make(), nodes.make()
+    kernel = noise(4, 12)
+    folder = tmp_path / "cache" / "p2pcloop" / "kernels"
+    folder.mkdir(parents=True)
+    folder.joinpath("vmlinux-1").write_bytes(elf((PT_LOAD, 40 * 4096, kernel)))
+    running = kernel[: 10 * 4096] + bytes(9) + kernel[10 * 4096 + 9 :]
+    pages = {40 + page: running[page * 4096 : (page + 1) * 4096] for page in range(12)}
+    memory = Memory(FIRST.pages | pages)
+    name = suspend(node, seeded(node, disk), "guest", memory, DEVICES)["name"]
+    state = manifest_of(node, name)
+    assert state.machine is not None
+    touches = pack_touches([Touch(state.machine.memory.blocks.start, 60, 0)])
+    keep_profile(node.home, pack_profile(Profile(state.image_id, state.size, 0, touches)))
+    made = []
+    for cache in ("cache", "cache", "none", "cache"):
+        node.environment["XDG_CACHE_HOME"] = str(tmp_path / cache)
+        made.append(node.json("optimize", name, "--name", "guest"))
+        assert (made[-1]["layers"], made[-1]["stored_blocks"]) == (3, 42)
+    assert [each["version"] - made[0]["version"] for each in made] == [0, 0, 1, 2]
+    assert node.json("diff", "--at", "2", name, name)["blocks"] == 0
+    link = made[-1]["link"]
+    whole = DISK, bytes(memory), DEVICES
+    other.json("fetch", link)
+    assert other.json("verify", link)["bad"] == 0
+    node.json("mirror", name, tmp_path / "www")
+    node.run("daemon", "stop", "--force")
+    assert read_parts(other, link) == whole
+    assert read_parts(nodes.make(), f"{tmp_path}/www/{name}") == whole
+    changed = Memory(memory.pages | {41: noise(41), 44: kernel[:4096], 60: bytes(pages[44])})
+    known = other.json("info", link)["name"]
+    for squash in (False, True):
+        suspended = suspend(other, known, "mine", changed, DEVICES)
+        if squash:
+            suspended = other.json("squash", suspended["name"])
+        assert read_parts(other, suspended["link"]) == (DISK, bytes(changed), DEVICES)
 
 
 def test_the_disk_of_a_state_boots(nodes: Nodes, cloop: Path, tmp_path: Path) -> None:
