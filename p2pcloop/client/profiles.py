@@ -19,7 +19,7 @@ from p2pcloop.formats.profile import (
     unpack_touches,
 )
 from p2pcloop.frozen import dataclass
-from p2pcloop.image.ahead import chunks_in_order
+from p2pcloop.image.ahead import chunks_in_order, needed_bytes
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
@@ -111,7 +111,8 @@ class Subject:
         return found
 
     def fetched(self, profile: Profile, home: Home) -> int | None:
-        """Stored bytes of the chunks that hold a profile's blocks, whether they are here or not.
+        """Stored bytes of the chunks that hold a profile's blocks, and of those that these need,
+        whether they are here or not; without the pages of a kernel that is here.
 
         None if maps or chunk tables are not here, or the secret of a private image is not known.
         """
@@ -119,8 +120,7 @@ class Subject:
         with ExitStack() as stack:
             try:
                 image = self.local or self.open_here(home, stack)
-                chunks = chunks_in_order(ImageDevice(image), touches)
-                return sum(image.layers[layer].chunk(number).length for layer, number in chunks)
+                return needed_bytes(image, chunks_in_order(ImageDevice(image), touches))
             except (Missing, UsageError):
                 return None
 

@@ -54,6 +54,24 @@ def missing_chunks(image: MergedImage, chunks: Iterable[ChunkKey]) -> dict[ByteR
     return found
 
 
+def needed_bytes(image: MergedImage, chunks: Iterable[ChunkKey]) -> int:
+    """The stored bytes of chunks and of those that they need, here or not; each counted once.
+
+    Raises:
+        Missing: a page of a chunk table is not here.
+    """
+    found: dict[int, set[int]] = {}
+    for layer, number in chunks:
+        before = found.setdefault(layer, set())
+        if number not in before:
+            before.update(image.layers[layer].needs(number, before))
+    return sum(
+        image.layers[layer].chunk(number).length
+        for layer, numbers in found.items()
+        for number in numbers
+    )
+
+
 def following_chunk(image: MergedImage, layer: int, number: int) -> ByteRange | None:
     """The range to fetch next if chunks are read one after the other; None if they are not.
 

@@ -202,39 +202,51 @@ def test_touches_of_the_memory_are_kept_and_packed(nodes: Nodes, disk: Path) -> 
     assert later["profile"] is False
 
 
+KERNEL = noise(4, 12)
+RUNNING = KERNEL[: 10 * 4096] + bytes(9) + KERNEL[10 * 4096 + 9 :]
+WITH_KERNEL = FIRST.pages | {40 + page: RUNNING[page * 4096 :][:4096] for page in range(12)}
+
+
+def state_with_kernel(node: Node, disk: Path, cache: Path) -> str:
+    """The name of a state with a profile; a machine with that cache has the guest's kernel."""
+    folder = cache / "p2pcloop" / "kernels"
+    folder.mkdir(parents=True)
+    folder.joinpath("vmlinux-1").write_bytes(elf((PT_LOAD, 40 * 4096, KERNEL)))
+    image = seeded(node, disk)
+    name: str = suspend(node, image, "guest", Memory(WITH_KERNEL), DEVICES)["name"]
+    state = manifest_of(node, name)
+    assert state.machine is not None
+    touches = pack_touches([Touch(state.machine.memory.blocks.start, 60, 0)])
+    keep_profile(node.home, pack_profile(Profile(state.image_id, state.size, 0, touches)))
+    return name
+
+
 def test_a_state_with_pages_of_its_kernel_as_dictionary(
     nodes: Nodes, disk: Path, tmp_path: Path
 ) -> None:
     """Machines without the kernel read it, and its next versions are as those of other states."""
     node, other = nodes.make(), nodes.make()
-    kernel = noise(4, 12)
-    folder = tmp_path / "cache" / "p2pcloop" / "kernels"
-    folder.mkdir(parents=True)
-    folder.joinpath("vmlinux-1").write_bytes(elf((PT_LOAD, 40 * 4096, kernel)))
-    running = kernel[: 10 * 4096] + bytes(9) + kernel[10 * 4096 + 9 :]
-    pages = {40 + page: running[page * 4096 : (page + 1) * 4096] for page in range(12)}
-    memory = Memory(FIRST.pages | pages)
-    name = suspend(node, seeded(node, disk), "guest", memory, DEVICES)["name"]
-    state = manifest_of(node, name)
-    assert state.machine is not None
-    touches = pack_touches([Touch(state.machine.memory.blocks.start, 60, 0)])
-    keep_profile(node.home, pack_profile(Profile(state.image_id, state.size, 0, touches)))
+    name = state_with_kernel(node, disk, tmp_path / "cache")
     made = []
     for cache in ("cache", "cache", "none", "cache"):
         node.environment["XDG_CACHE_HOME"] = str(tmp_path / cache)
         made.append(node.json("optimize", name, "--name", "guest"))
         assert (made[-1]["layers"], made[-1]["stored_blocks"]) == (3, 42)
     assert [each["version"] - made[0]["version"] for each in made] == [0, 0, 1, 2]
+    for cache, needs_all in (("cache", False), ("none", True)):
+        node.environment["XDG_CACHE_HOME"] = str(tmp_path / cache)
+        fetched = node.json("profile", "show", name)["fetched"]
+        assert (fetched == made[-1]["stored"]) is needs_all
     assert node.json("diff", "--at", "2", name, name)["blocks"] == 0
     link = made[-1]["link"]
-    whole = DISK, bytes(memory), DEVICES
+    whole = DISK, bytes(Memory(WITH_KERNEL)), DEVICES
     other.json("fetch", link)
     assert other.json("verify", link)["bad"] == 0
     node.json("mirror", name, tmp_path / "www")
     node.run("daemon", "stop", "--force")
     assert read_parts(other, link) == whole
     assert read_parts(nodes.make(), f"{tmp_path}/www/{name}") == whole
-    changed = Memory(memory.pages | {41: noise(41), 44: kernel[:4096], 60: bytes(pages[44])})
+    changed = Memory(WITH_KERNEL | {41: noise(41), 44: KERNEL[:4096], 60: WITH_KERNEL[44]})
     known = other.json("info", link)["name"]
     for squash in (False, True):
         suspended = suspend(other, known, "mine", changed, DEVICES)
