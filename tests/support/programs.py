@@ -337,6 +337,9 @@ class Guest(OnTerminal):
 
     def kill(self) -> None:
         """End the guest, its block server and `boot` at once."""
+        # A block server that sees its worker end would fork the next one.
+        for process in self.processes():
+            process.send(signal.SIGSTOP)
         boot, *others = self.processes()
         # Block server and guest first: `boot` must not end them in its own way.
         for process in [*reversed(others), boot]:
@@ -378,9 +381,13 @@ class Process(NamedTuple):
 
     def kill(self) -> None:
         """End it at once, if it has not ended."""
+        self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it has not ended."""
         with contextlib.suppress(ProcessLookupError), pidfd(self.pid) as fd:
             if self.runs():
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                signal.pidfd_send_signal(fd, number)
 
 
 def descendants(pid: int) -> list[Process]:
