@@ -148,6 +148,11 @@ def test_messages_name_the_command_that_changes_a_setting() -> None:
     keys = [key for message in messages for key in re.findall(r"config set (\S+) ", message)]
     assert "listen" in keys
     assert {key for key in keys if key.islower()} - {"{key}"} <= SETTINGS.keys()
+    # Of a node with another home it would change the settings of the user's own.
+    commands = [
+        each for text in messages for each in re.findall(r"`(p2pcloop config set .*?)`", text)
+    ]
+    assert [each for each in commands if not each.endswith(" {home}")] == []
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,9 @@ from p2pcloop.errors import BusyError, UnreachableError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord
 from p2pcloop.store.guests import OwnGuest
+from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
 from p2pcloop.words import joined, tr
-
-_NOT_REACHED = tr(
-    "what it said stands above; the node here must be reachable from there:"
-    " `p2pcloop config set listen ADDRESS:PORT`"
-)
 
 _EPILOG = """
 \b
@@ -46,11 +42,13 @@ class _Host:
         name: for ssh.
         ssh: what runs commands there, with its options, quoted as for a shell.
         program: p2pcloop there.
+        home: of the node here, which it has to reach.
     """
 
     name: str
     ssh: str
     program: str
+    home: Home
 
     def check_name(self, name: str, *, replaces: bool) -> None:
         """See that a guest can have a name there, before the one that is to get it is stopped.
@@ -125,6 +123,11 @@ class _Host:
                 hint="install p2pcloop there, or tell where it is: --program PATH",
             )
         if done.returncode:
+            not_reached = tr(
+                "what it said stands above; the node here must be reachable from there:"
+                " `p2pcloop config set listen ADDRESS:PORT {home}`",
+                home=self.home.option,
+            )
             raise UnreachableError(
                 tr(
                     "`p2pcloop {words}` at {name} ended with exit code {returncode}",
@@ -132,7 +135,7 @@ class _Host:
                     name=printable(self.name),
                     returncode=done.returncode,
                 ),
-                hint=joined("; ", [_NOT_REACHED, *([hint] if hint else [])]),
+                hint=joined("; ", [not_reached, *([hint] if hint else [])]),
             )
         return done.stdout
 
@@ -183,7 +186,7 @@ def command(
     """
     if options.public:
         raise UsageError("a guest that moves is private", hint="leave out --public")
-    there = _Host(host, ssh, program)
+    there = _Host(host, ssh, program, options.home)
     there.check_name(name, replaces=replaces)
     with GuestProcess(options.home, name) as guest:
         record = guest.record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import shlex
 
 from p2pcloop.store.home import Home
 from p2pcloop.words import tr
@@ -18,9 +17,9 @@ def describe_only_here(home: Home) -> str:
     """Text for a user whose node no other machine reaches."""
     return tr(
         "only this machine reaches the node: to serve others,"
-        " `p2pcloop config set listen 0.0.0.0:6881 --home {root}`, restart it and publish again"
+        " `p2pcloop config set listen 0.0.0.0:6881 {home}`, restart it and publish again"
         " (docs/daemon.md)",
-        root=shlex.quote(str(home.root)),
+        home=home.option,
     )
 
 

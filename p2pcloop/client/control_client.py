@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import select
-import shlex
 import socket  # noqa: TID251  the one place in p2pcloop/ that talks: commands need no event loop
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,8 +79,8 @@ class ControlClient:
             raise NotRunningError(
                 tr("no p2pcloopd runs on {root}", root=home.root),
                 hint=tr(
-                    "start one with `p2pcloop daemon start --home {root}`",
-                    root=shlex.quote(str(home.root)),
+                    "start one with `p2pcloop daemon start {home}`",
+                    home=home.option,
                 ),
             ) from err
 

@@ -288,6 +288,15 @@ class Publisher:
         self, signed: SignedManifest, *, public: bool, secret: bytes | None
     ) -> dict[str, Any]:
         answer = serve_version(self.client, signed, self.key, public=public, secret=secret)
+        if public and not answer["announced"]:
+            notify(
+                tr(
+                    "it is public, but announced nowhere: `p2pcloop config set discovery.dht true"
+                    " {home}` or `p2pcloop config set discovery.announce_trackers URL {home}`, and"
+                    " restart p2pcloopd (docs/daemon.md)",
+                    home=self.home.option,
+                )
+            )
         return {
             "name": answer["name"],
             "link": answer["link"],
@@ -435,12 +444,6 @@ def serve_version(
         P2pcloopError: p2pcloopd could not serve it.
     """
     answer = client.call("seed_manifest", manifest=signed.data, public=public, secret=secret)
-    if public and not answer["announced"]:
-        notify(
-            "it is public, but announced nowhere: `p2pcloop config set discovery.dht true` or"
-            " `p2pcloop config set discovery.announce_trackers URL`, and restart p2pcloopd"
-            " (docs/daemon.md)"
-        )
     manifest = signed.manifest
     record = Record(
         key=manifest.key,

@@ -134,9 +134,13 @@ class Config:
     metrics: Metrics = field(default_factory=Metrics)
 
 
-def hint_of_listen(key: str) -> str:
-    """What to do where a node cannot listen as the setting `key` says."""
-    return tr("`p2pcloop config set {key} ADDRESS:PORT` with another address or port", key=key)
+def hint_of_listen(key: str, home: str) -> str:
+    """What to do where a node cannot listen as the setting `key` says; `home` is `Home.option`."""
+    return tr(
+        "`p2pcloop config set {key} ADDRESS:PORT {home}` with another address or port",
+        key=key,
+        home=home,
+    )
 
 
 def differing(one: Config, other: Config) -> list[str]:

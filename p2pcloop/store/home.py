@@ -36,6 +36,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -71,6 +72,11 @@ class Home:
         if root is None:
             root = default_root(os.environ)
         return cls(Path(root).expanduser().absolute())
+
+    @property
+    def option(self) -> str:
+        """What says to a command that a message names that it is for this home."""
+        return f"--home {shlex.quote(str(self.root))}"
 
     @property
     def lock_path(self) -> Path:

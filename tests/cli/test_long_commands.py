@@ -244,7 +244,7 @@ def test_a_move_to_another_machine_shows_what_it_waits_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrate, "shows_progress", lambda: True)
-    migrate._Host("there", "true", "p2pcloop").run(["fetch", "-"])
+    migrate._Host("there", "true", "p2pcloop", Home.at()).run(["fetch", "-"])
     assert capsys.readouterr().err == "waiting for `p2pcloop fetch` at there\n"
 
 

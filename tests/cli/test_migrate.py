@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from p2pcloop.cli import migrate
 from p2pcloop.errors import BusyError, UnreachableError, UsageError
+from p2pcloop.store.home import Home
 
 NOBODY = '{"guests": []}'
 
@@ -33,7 +34,7 @@ def test_the_name_is_free_there_before_the_guest_stops(
     there = {"guests": [{"name": "g1", "state": state, "reason": reason}]}
     ssh.write_text(f"#!/bin/sh\necho '{json.dumps(there)}'\n")
     ssh.chmod(0o755)
-    host = migrate._Host("there", str(ssh), "p2pcloop")
+    host = migrate._Host("there", str(ssh), "p2pcloop", Home.at(tmp_path))
     with nullcontext() if error is None else pytest.raises(error):
         host.check_name("g1", replaces=replaces)
     host.check_name("g2", replaces=False)
@@ -44,7 +45,14 @@ def test_a_host_that_lists_no_guests_is_no_host(tmp_path: Path) -> None:
     ssh.write_text("#!/bin/sh\necho hello\n")
     ssh.chmod(0o755)
     with pytest.raises(UnreachableError, match="does not list guests"):
-        migrate._Host("there", str(ssh), "p2pcloop").check_name("g1", replaces=False)
+        host = migrate._Host("there", str(ssh), "p2pcloop", Home.at(tmp_path))
+        host.check_name("g1", replaces=False)
+
+
+def test_the_setting_that_lets_the_other_machine_in_is_that_of_this_home(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError) as caught:
+        migrate._Host("there", "false", "p2pcloop", Home.at(tmp_path / "a home")).run(["ps"])
+    assert f"config set listen ADDRESS:PORT --home '{tmp_path}/a home'`" in str(caught.value.hint)
 
 
 def test_a_guest_that_does_not_go_on_there_is_said_to_be_here(

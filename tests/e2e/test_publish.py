@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.name import parse_name
 from p2pcloop.formats.overlay import Overlay
+from p2pcloop.store.sources import known_source
 from tests.support.ports import free_port
 from tests.support.programs import Guest, Node, Nodes, tool
 
@@ -139,6 +141,7 @@ def test_the_content_of_an_older_version_is_published_on_purpose_only(
         assert f"version {version} was made of this content" in again.err
         assert (facts["changed"], facts["manifest"]) == (False, newest["manifest"])
         assert facts["link"] == newest["link"]
+        assert known_source(node.home, parse_name(name)) == file
     refused = node.run("publish", new, "--name", "tiny", "--append", "quiet", code=2)
     assert "--as-new-version" in refused.err
     assert len(node.json("log", name)["versions"]) == 3
@@ -273,6 +276,7 @@ def test_what_is_public_and_announced_nowhere_is_told(nodes: Nodes, image: Path)
     for node, lines in ((quiet, 1), (loud, 0)):
         said = node.run("publish", image, "--name", "y", "--public").err.splitlines()
         assert sum(told in line for line in said) == lines, said
+        assert sum(f"dht true --home {node.home.root}`" in line for line in said) == lines, said
 
 
 def test_what_publish_refuses(nodes: Nodes, image: Path, cloop: Path, tmp_path: Path) -> None:

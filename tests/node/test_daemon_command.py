@@ -171,8 +171,9 @@ def test_a_port_that_is_taken_is_told(node: Node, nodes: Nodes) -> None:
     other = nodes.start()
     [address] = other.call("status")["listen"]
     node.configure(f'listen = ["{address}"]')
-    with pytest.raises(BusyError, match=address.rpartition(":")[2]):
+    with pytest.raises(BusyError, match=address.rpartition(":")[2]) as caught:
         ensure_daemon(node.home)
+    assert f"config set listen ADDRESS:PORT --home {node.home.root}`" in str(caught.value.hint)
 
 
 def test_a_node_that_guests_read_from_is_stopped_by_force_only(node: Node) -> None:

@@ -75,6 +75,11 @@ def test_a_public_name_is_found_by_the_dht_alone(nodes: Nodes, content: bytes) -
     assert read["data"] == content[:1000]
 
 
+def test_a_dht_that_is_joined_nowhere_is_told(nodes: Nodes) -> None:
+    node = nodes.start("[discovery]\ndht = true\n")
+    wait_for_log(node, f"discovery.dht_nodes HOST:PORT --home {node.home.root}`")
+
+
 def test_a_restarted_publisher_puts_its_record_again(nodes: Nodes, content: bytes) -> None:
     first = nodes.start(dht())
     publisher = nodes.start(dht(first))

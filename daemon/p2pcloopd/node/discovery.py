@@ -22,6 +22,12 @@ async def discover(
             node.sources.append(DhtSource(dht))
             node.announcer = Announcer(dht, node.engine, node.records, node.home.keys)
             nursery.start_soon(node.announcer.run)
+            if not node.config.discovery.dht_nodes:
+                _log.warning(
+                    "the DHT is on, but no node of it is set:"
+                    " `p2pcloop config set discovery.dht_nodes HOST:PORT %s`",
+                    node.home.option,
+                )
         if node.config.discovery.lan:
             _join_lan(node, nursery)
         task_status.started()

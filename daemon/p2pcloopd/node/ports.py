@@ -31,6 +31,7 @@ def choose_ports(
     listen: Sequence[Address],
     http: Sequence[Address] | None,
     warn: Callable[[str], None] = _log.warning,
+    home: str = "",
 ) -> tuple[list[Address], list[Address]]:
     """Put a port in place of each 0: the one kept in `path`, or a free one, which is kept.
 
@@ -38,6 +39,7 @@ def choose_ports(
         listen: for BitTorrent.
         http: for HTTP; None stands for the same addresses with ports of their own.
         warn: told of a kept port that another program has.
+        home: `Home.option`, for a hint.
 
     Returns:
         Both, with ports.
@@ -49,6 +51,7 @@ def choose_ports(
     kept = _load(path)
     wanted = {"ports": listen, "http": [(host, 0) for host, _ in listen] if http is None else http}
     settings = {"ports": "listen", "http": "listen" if http is None else "http.listen"}
+    hints = {kind: hint_of_listen(setting, home) for kind, setting in settings.items()}
     taken = {port for ports in wanted.values() for _, port in ports}
     chosen: dict[str, list[Address]] = {}
     new: dict[str, dict[str, int]] = {}
@@ -56,7 +59,7 @@ def choose_ports(
         chosen[kind] = []
         new[kind] = dict(kept[kind])
         for host, asked in addresses:
-            port = asked or _port(settings[kind], host, kept[kind].get(host), taken, warn)
+            port = asked or _port(hints[kind], host, kept[kind].get(host), taken, warn)
             taken.add(port)
             chosen[kind].append((host, port))
             if not asked:
@@ -71,7 +74,7 @@ def choose_ports(
 
 
 def _port(
-    setting: str,
+    hint: str,
     host: str,
     kept: int | None,
     taken: Container[int],
@@ -93,7 +96,7 @@ def _port(
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         if port not in taken and _is_free(host, port):
             return port
-    raise BusyError(tr("no port of {host} is free", host=host), hint=hint_of_listen(setting))
+    raise BusyError(tr("no port of {host} is free", host=host), hint=hint)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -90,12 +90,13 @@ async def _listen(
         BusyError: a port is taken.
         UsageError: it cannot listen where it was told to.
     """
-    hint = hint_of_listen("listen" if config.http.listen is None else "http.listen")
+    option = home.option
+    hint = hint_of_listen("listen" if config.http.listen is None else "http.listen", option)
     for tries_left in reversed(range(_TRIES)):
         is_first = not home.ports.exists()
         warnings: list[str] = []
         listen, http_listen = choose_ports(
-            home.ports, config.listen, config.http.listen, warnings.append
+            home.ports, config.listen, config.http.listen, warnings.append, option
         )
         for warning in warnings:
             _log.warning("%s", warning)
@@ -107,8 +108,9 @@ async def _listen(
                 ]
                 settings = _engine_settings(config, listen)
                 engine = await opened.enter_async_context(open_engine(settings, home.torrents))
-            except BusyError:
-                if not (is_first and tries_left):
+            except (BusyError, UsageError) as err:
+                if not (isinstance(err, BusyError) and is_first and tries_left):
+                    err.hint = err.hint or hint_of_listen("listen", option)
                     raise
                 home.ports.unlink(missing_ok=True)
             else:
@@ -158,7 +160,7 @@ async def _serve(
 
 async def _serve_metrics(node: Node, nursery: trio.Nursery) -> None:
     listening = [
-        await open_http_listener(*each, hint_of_listen("metrics.listen"))
+        await open_http_listener(*each, hint_of_listen("metrics.listen", node.home.option))
         for each in node.config.metrics.listen
     ]
     node.metrics_listen = [each.socket.getsockname()[:2] for each in listening]

@@ -19,7 +19,6 @@ import libtorrent as lt
 import trio
 
 from p2pcloop.errors import BusyError, FormatError, UsageError
-from p2pcloop.formats.config import hint_of_listen
 from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.mirror import build_metainfo
 from p2pcloop.words import tr
@@ -199,7 +198,7 @@ class Session:
                     where=where,
                     message=alert.error.message(),
                 )
-                self.listening.fail(kind(message, hint=hint_of_listen("listen")))
+                self.listening.fail(kind(message))
             case lt.alerts_dropped_alert():
                 log.warning("libtorrent's news were lost: every torrent is looked at again")
                 for swarm in list(self.swarms.values()):

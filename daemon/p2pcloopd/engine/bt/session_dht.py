@@ -122,11 +122,6 @@ class Dht:
 
     async def run(self) -> None:
         """Join the DHT, and again whenever no node is left, for ever."""
-        if not self._nodes:
-            log.warning(
-                "the DHT is on, but no node of it is set:"
-                " `p2pcloop config set discovery.dht_nodes HOST:PORT`"
-            )
         pause: float = FIRST_RETRY
         while True:
             if (await self._session.totals())["dht.dht_nodes"]:
