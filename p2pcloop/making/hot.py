@@ -161,6 +161,8 @@ def _find_kernel(
 ) -> tuple[PageLike | None, list[int]]:
     """The kernel that a state's guest runs, and the blocks that are like its pages, of those that
     are touched first; None if it is none of these."""
+    if not kernels:
+        return None, []
     like: list[list[int]] = [[] for _ in kernels]
     equal = [0 for _ in kernels]
     for block, content in order.read(touch for touch in touches if not touch.is_later):
@@ -171,8 +173,8 @@ def _find_kernel(
                 like[number].append(block)
                 equal[number] += content == page
     order.seen.clear()
-    best = max(range(len(kernels)), key=equal.__getitem__, default=None)
-    if best is None or equal[best] < LEAST_EQUAL:
+    best = max(range(len(kernels)), key=equal.__getitem__)
+    if equal[best] < LEAST_EQUAL:
         return None, []
     return kernels[best], like[best]
 

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import platformdirs
-
 from p2pcloop.formats.elf import PT_LOAD, segments
 from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.units import BLOCK_SIZE
@@ -35,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 def kernels_folder() -> Path:
     """Where the files are."""
+    import platformdirs  # noqa: PLC0415  each boot loads this module
+
     return Path(platformdirs.user_cache_path("p2pcloop", appauthor=False)) / "kernels"
 
 

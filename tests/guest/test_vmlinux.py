@@ -97,16 +97,27 @@ def test_a_kernel_is_unpacked_once(kernel: Path, tmp_path: Path) -> None:
     assert list(folder.iterdir()) == [made]
 
 
-def test_those_of_other_kernels_go_after_a_day(kernel: Path, tmp_path: Path) -> None:
+def test_those_of_other_kernels_go_after_a_day_but_for_the_last(
+    kernel: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "kernels"
     folder.mkdir()
-    for name in ("vmlinux-old", ".new-old", "else-old", "vmlinux-young"):
+    ages = {
+        "vmlinux-1": 1,
+        "vmlinux-2": 2,
+        "vmlinux-3": 3,
+        "vmlinux-4": 4,
+        ".new-1": 1,
+        "else-1": 1,
+    }
+    for name, days in ages.items():
         (folder / name).touch()
-        if name.endswith("old"):
-            os.utime(folder / name, (0, 0))
+        os.utime(folder / name, (days * 86400, days * 86400))
+    (folder / ".new-young").touch()
     made = unpacked_kernel_file(kernel, folder)
     assert made is not None
-    assert {path.name for path in folder.iterdir()} == {"else-old", "vmlinux-young", made.name}
+    kept = {"else-1", "vmlinux-3", "vmlinux-4", ".new-young", made.name}
+    assert {path.name for path in folder.iterdir()} == kept
 
 
 def test_where_nothing_can_be_written_there_is_none(kernel: Path, tmp_path: Path) -> None:

@@ -189,6 +189,19 @@ def test_a_layer_that_is_encoded_in_another_way_is_not_the_same() -> None:
     assert not has_chunks(top(stack), older, never_missing)
 
 
+def test_without_a_kernel_each_block_is_read_once() -> None:
+    class Counting(BytesTarget):
+        blocks = 0
+
+        def read(self, block: int, count: int) -> bytes:
+            self.blocks += count
+            return super().read(block, count)
+
+    target = Counting(device(range(1, 301)))
+    pack_hot(target, of((0, 300)), io.BytesIO(), ignore)
+    assert target.blocks == 300
+
+
 def test_a_chain_ends_and_another_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hot, "CHAIN_CHUNKS", 2)
     stack = Stack()

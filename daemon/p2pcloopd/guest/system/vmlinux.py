@@ -28,7 +28,7 @@ _PROTOCOL = 0x0208
 """The version of the boot protocol that tells where the packed program is (2.08)."""
 
 _NEW, _DIGITS = ".new-", 16
-_KEPT_SECONDS = 86400.0
+_KEPT, _KEPT_SECONDS = 2, 86400.0
 
 _NOTE = struct.Struct("<III")
 _PHYS32_ENTRY = 18
@@ -95,11 +95,13 @@ def _write(place: Path, program: bytes) -> None:
 
 
 def _remove_old(folder: Path, current: Path) -> None:
-    """Remove what was made of other kernels, and what a process left that was killed."""
-    for other in folder.iterdir():
-        is_ours = other.name.startswith((PREFIX, _NEW)) and other != current
+    """Remove what was made of other kernels, and what a process left that was killed. Some that
+    were started last stay: states of guests with them are resumed by their pages."""
+    kernels = [path for path in folder.glob(f"{PREFIX}*") if path != current]
+    kernels.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for other in [*kernels[_KEPT:], *folder.glob(f"{_NEW}*")]:
         # A guest may be about to start with a new one.
-        if is_ours and time.time() - other.stat().st_mtime > _KEPT_SECONDS:
+        if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
             other.unlink(missing_ok=True)
 
 
