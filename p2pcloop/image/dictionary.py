@@ -21,7 +21,6 @@ from p2pcloop.store.unpacked_kernels import PageLike
 MAX_CHUNKS: Final = 16
 """Chunks of a dictionary at most; of 64 chunks that a chain has."""
 
-
 MAX_BLOCKS: Final = 1 << 18
 """Blocks of the layer that are looked at; as many as one that was packed here has at most."""
 

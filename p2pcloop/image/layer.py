@@ -421,7 +421,8 @@ class Layer:
         """What decodes a chunk that `needs` no other; None if its dictionary is here no more."""
         chunk, pack = self.chunk(number), self._packs[0]
         place, before = (self.header.layer_id, number), None
-        if chunk.follows and place not in self._chains:
+        is_behind = chunk.follows and number == self._dictionary.chunks
+        if is_behind and place not in self._chains:
             before = self._dictionary.contents(self._entries(number))
             if before is None:
                 return None

@@ -26,6 +26,7 @@ from p2pcloop.formats.profile import Touch
 from p2pcloop.formats.seal import Seal
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
+from p2pcloop.image.dictionary import MAX_BLOCKS
 from p2pcloop.image.dictionary import MAX_CHUNKS as MAX_DICTIONARY_CHUNKS
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
@@ -42,7 +43,7 @@ Chunks of 512 KiB save less than a thousandth."""
 CHAIN_CHUNKS = MAX_CHAIN_CHUNKS
 """Chunks of a chain. Chains of half the length make packs 3 percent larger."""
 
-MAX_HOT_BLOCKS = 1 << 18
+MAX_HOT_BLOCKS = MAX_BLOCKS
 """Blocks that are packed at most, the first ones: 1 GiB. No boot reads more."""
 
 

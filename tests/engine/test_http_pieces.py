@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import trio
+import trio.testing
 
 from p2pcloop.errors import NotHereError, UnreachableError
 from p2pcloopd.engine.disk.record import Sources
@@ -17,7 +18,7 @@ from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.fetch.range_requests import Came, NoServers
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes
+from tests.support.engines import Nodes, flip
 from tests.support.waiting import BOUND, until
 
 PIECE = 1 << 14
@@ -106,6 +107,41 @@ async def reading(
             servers = FakeServers(content)
             torrent.servers = servers
             yield torrent, servers
+
+
+async def test_a_lost_piece_that_comes_over_http_is_not_asked_for_without_a_pause(
+    nodes: Nodes, content: bytes
+) -> None:
+    """It is in memory before libtorrent says that it has it."""
+    async with reading(nodes, content) as (torrent, servers):
+        at = 60 * PIECE
+        assert await torrent.read(at, PIECE) == content[at:][:PIECE]
+        await fetch_all(torrent)
+        await torrent.save()
+        flip(nodes.files("2", torrent.info_hash) / "pack", at + 77 - 50_001)
+        asked = len(servers.asked)
+        torrent.audit.suspect([60])
+        await until(lambda: len(servers.asked) > asked)
+        await until(lambda: not torrent.audit.lost())
+        await torrent.save()
+        assert torrent.store.stored.wrong([60]) == []
+
+
+async def test_what_comes_while_the_swarm_is_left_is_not_kept_in_memory_alone(
+    nodes: Nodes, content: bytes
+) -> None:
+    async with reading(nodes, content) as (torrent, _):
+        torrent.store.running = False
+        assert torrent.fetcher.give(60, content[60 * PIECE :][:PIECE])
+        assert 60 not in torrent.fetcher.wants._recent
+        torrent.store.running = True
+
+
+async def test_pieces_from_memory_let_others_go_on(nodes: Nodes, content: bytes) -> None:
+    async with reading(nodes, content) as (torrent, _):
+        await torrent.read(60 * PIECE, PIECE)
+        with trio.testing.assert_checkpoints():
+            await torrent.fetcher.wants.get([60])
 
 
 async def test_all_comes_from_a_server_where_no_peer_is(nodes: Nodes, content: bytes) -> None:

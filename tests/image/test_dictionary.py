@@ -227,3 +227,17 @@ def test_a_map_of_many_runs_takes_little_memory_and_looks_at_few_blocks() -> Non
             tracemalloc.stop()
         assert peak < 48 << 20
     assert asked <= 2 << 18
+
+
+def test_a_decoder_that_breaks_meanwhile_costs_no_dictionary() -> None:
+    """A thread may find a chunk wrong between the look at what is needed and the decoding."""
+    layer = opened(page_of(1), private=False, here=True)
+    following = DICTIONARY + 1
+    layer.read_chunk(DICTIONARY)
+    assert list(layer.needs(following)) == [following]
+    layer._chains.step((layer.header.layer_id, following), starts=False, ends=False).broken = True
+    decode = layer._prepare(following)
+    assert decode is not None
+    assert decode() is None
+    assert list(layer.needs(following)) == [DICTIONARY, following]
+    assert layer.read_chunk(following) == hot_layer(private=False)[2][following]

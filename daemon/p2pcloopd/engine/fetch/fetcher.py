@@ -456,12 +456,16 @@ class Fetcher:
             self.wants.forget_unless(self._store.is_durable)
 
     def give(self, piece: int, data: bytes) -> bool:
-        """Take a piece that a server sent, if it is right, and give it to libtorrent, too."""
+        """Take a piece that a server sent, if it is right, and give it to libtorrent, too.
+
+        While the swarm is left it is dropped: in memory alone it would count as here.
+        """
         if not self._store.stored.is_right(piece, data):
             return False
-        self._store.hand_over(piece, data)
-        self.wants.deliver(piece, data)
-        self._store.changed.notify()
+        if self._store.running:
+            self._store.hand_over(piece, data)
+            self.wants.deliver(piece, data)
+            self._store.changed.notify()
         return True
 
     def on_piece_arrived(self, piece: int) -> None:

@@ -195,6 +195,8 @@ class Wants:
                 found[piece] = self._recent[piece] if keep else None
             else:
                 waits[piece] = self._wants.setdefault(piece, Want(piece, now))
+        if not waits:
+            await trio.lowlevel.checkpoint()
         try:
             self._join(waits, keep=keep, ahead=ahead)
             await self._wait(waits, ahead=ahead)

@@ -150,6 +150,11 @@ class Audit:
             await self._lost_some.wait()
             self._lost_some = trio.Event()
             while missing := self.lost():
+                # libtorrent is about to say that it has the others.
+                missing = [piece for piece in missing if not self._store.is_coming(piece)]
+                if not missing:
+                    await self._store.changed.wait()
+                    continue
                 with trio.move_on_after(self._tuning.heal):
                     try:
                         with self._peers.needed():
