@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -27,6 +28,17 @@ BUFFER = 1 << 12
 ANSWER = bytes(48 << 10) + b"end"
 """More than BUFFER lets through to a client that does not read, and less than a connection takes
 that is not read."""
+
+AT_ONCE = struct.pack("ii", 1, 0)
+"""For SO_LINGER: the end of a connection is a reset."""
+
+
+class Carried(NamedTuple):
+    """Two ends of a connection that a LAN carries, and what runs until its guest has ended."""
+
+    client: trio.SocketStream
+    guest: socket.socket
+    lead: trio.CancelScope
 
 
 async def fill(sock: trio.socket.SocketType) -> int:
@@ -65,8 +77,7 @@ async def answer_and_close(listener: socket.socket, *, resets: bool = False) -> 
         connection.sendall(ANSWER)
         await wait_all_tasks_blocked()
         if resets:
-            at_once = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
     await wait_all_tasks_blocked()
 
 
@@ -76,6 +87,15 @@ async def all_of(stream: trio.SocketStream) -> bytes:
     async for piece in stream:
         data += piece
     return data
+
+
+async def all_before_a_reset(stream: trio.SocketStream) -> bytes:
+    """What comes until the connection fails."""
+    data = bytearray()
+    with pytest.raises(trio.BrokenResourceError):
+        async for piece in stream:
+            data += piece
+    return bytes(data)
 
 
 async def test_a_viewer_gets_all_that_its_server_said(tmp_path: Path) -> None:
@@ -163,12 +183,104 @@ async def test_an_answer_that_a_lans_guest_breaks_off_does_not_look_whole() -> N
             await answer_and_close(guest, resets=True)
             await client.send_all(b"more")
             await wait_all_tasks_blocked()
-            data = bytearray()
-            with pytest.raises(trio.BrokenResourceError):
-                async for piece in client:
-                    data += piece
-            assert data == ANSWER
+            assert await all_before_a_reset(client) == ANSWER
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def carried(*, patient: bool = False) -> AsyncIterator[Carried]:
+    """A connection that a LAN carries to a guest, which has told its end that it is there.
+
+    Args:
+        patient: the guest can hold little, too.
+    """
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_server(("127.0.0.1", 0)) as port,
+        trio.fail_after(BOUND),
+    ):
+        if patient:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        address, number = listener.getsockname()
+        leading = trio.CancelScope()
+
+        async def lead() -> None:
+            with leading:
+                await LanPorts(socket.socket).lead([port.dup()], address, [number])
+
+        async with slow_client(port) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(lead)
+            listener.setblocking(False)
+            await trio.lowlevel.wait_readable(listener)
+            with listener.accept()[0] as guest:
+                yield Carried(client, guest, leading)
+            leading.cancel()
+
+
+async def test_half_an_answer_of_a_lans_guest_that_ends_does_not_look_whole() -> None:
+    async with carried() as (client, guest, lead):
+        guest.sendall(ANSWER[: len(ANSWER) // 2])
+        assert await client.receive_some(1)
+        lead.cancel()
+        with pytest.raises(trio.BrokenResourceError):
+            await all_of(client)
+
+
+async def test_an_answer_that_was_carried_before_a_lans_guest_ends_is_whole() -> None:
+    async with carried() as (client, guest, lead):
+        guest.sendall(b"all")
+        guest.shutdown(socket.SHUT_WR)
+        await wait_all_tasks_blocked()
+        lead.cancel()
+        assert await all_of(client) == b"all"
+
+
+async def test_a_lans_guest_that_fails_while_it_is_sent_to_has_not_said_all() -> None:
+    """Its socket tells that once: to the way there, not to the way back. Which of them comes first
+    is trio's choice."""
+    for _ in range(20):
+        async with carried() as (client, guest, _):
+            await wait_all_tasks_blocked()
+            guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+            guest.close()
+            os.write(client.socket.fileno(), b"more")
+            with pytest.raises(trio.BrokenResourceError):
+                await all_of(client)
+
+
+async def test_a_lans_guest_gets_all_that_a_client_said_that_failed() -> None:
+    """Also where it has said all before it takes that."""
+    async with carried(patient=True) as (client, guest, _):
+        await client.send_all(ANSWER)
+        await wait_all_tasks_blocked()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+        await client.aclose()
+        await wait_all_tasks_blocked()
+        guest.shutdown(socket.SHUT_WR)
+        await wait_all_tasks_blocked()
+        guest.setblocking(False)
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(guest)) as reader:
+            assert await all_before_a_reset(reader) == ANSWER
+
+
+async def test_a_client_gets_all_that_a_lans_guest_said_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send = lan_ports._send
+
+    async def refuse(target: trio.socket.SocketType, data: bytes) -> None:
+        if data == b"more":
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        await send(target, data)
+
+    monkeypatch.setattr(lan_ports, "_send", refuse)
+    async with carried() as (client, guest, _):
+        guest.sendall(ANSWER)
+        await wait_all_tasks_blocked()
+        await client.send_all(b"more")
+        await wait_all_tasks_blocked()
+        guest.shutdown(socket.SHUT_WR)  # a socket that has failed has an end, too
+        assert await all_before_a_reset(client) == ANSWER
 
 
 async def test_a_client_that_takes_nothing_does_not_hold_its_place(mock_clock: MockClock) -> None:

@@ -7,6 +7,7 @@ to the guest inside the LAN's namespace, so the guest sees them come from the LA
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import struct
 import sys
@@ -24,8 +25,9 @@ _MAX_CONNECTIONS = 128
 """Of all guests of a LAN. Each has two descriptors."""
 
 _CHUNK = 1 << 16
-_RESET = struct.pack("ii", 1, 0)
-"""struct linger: a close tells the other end that the connection has failed."""
+_RESET, _IN_ORDER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+"""struct linger: a close tells the other end that the connection has failed; or it does not, and
+what was sent before is still taken."""
 
 _TCP_CLOSE = 7  # linux/tcp_states.h
 
@@ -76,6 +78,7 @@ class LanPorts:
     async def _serve(self, client: trio.socket.SocketType, target: tuple[str, int]) -> None:
         try:
             with client:
+                _set_linger(client, _RESET)
                 await self._join(client, target)
         finally:
             self._room.release()
@@ -86,68 +89,82 @@ class LanPorts:
             made.setblocking(False)
             guest = trio.socket.from_stdlib_socket(made)
         except (GuestError, OSError):  # no descriptor is free
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             return
         with guest:
+            _set_linger(guest, _RESET)
             try:
                 await guest.connect(target)
             except OSError:  # the guest refuses
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 return
             async with trio.open_nursery() as nursery:
                 joined = _Joined(nursery.cancel_scope)
                 nursery.start_soon(joined.carry, client, guest)
                 nursery.start_soon(joined.carry, guest, client)
-            if joined.has_failed:
-                for end in (client, guest):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 @dataclass(slots=True)
 class _Joined:
-    """Two connections that are one to their ends.
+    """Two connections that are one to their ends, the client and the guest.
+
+    At first the close of each is a reset: whatever ends this, also a kill, a cut-off answer does
+    not look whole. A connection is closed in order only once its end was told that the other end
+    has said all.
 
     Attributes:
         scope: of both ways.
-        has_failed: one of them has failed: neither end may see an orderly end.
+        failed: connections that have failed. Behind what such an end said before there is an end
+            of the data, which looks as if it had said all.
     """
 
     scope: trio.CancelScope
-    has_failed: bool = False
+    failed: set[trio.socket.SocketType] = field(default_factory=set)
 
     async def carry(self, source: trio.socket.SocketType, target: trio.socket.SocketType) -> None:
-        """Carry bytes to their end, which the target then sees, too. Where the target takes no
-        more, what it said before is carried the other way, to its end. Where one of them fails,
-        both ways end once the target has taken what was said before, or has not in time."""
+        """Carry what `source` says to `target`, to its end, and tell `target` of that.
+
+        Where `target` takes no more or fails, the other way goes on: it carries what `target` said
+        before. Where `source` fails, both ways end once `target` has taken what `source` said
+        before. `target` then sees a reset, also if it has not taken that in time: then the rest is
+        lost to it.
+        """
         try:
             while data := await source.recv(_CHUNK):
                 try:
                     await _send(target, data)
-                except BrokenPipeError:  # it has said all
+                except BrokenPipeError:  # it has said all, or is among the failed ones already
                     return
-                except ConnectionResetError:
-                    # Its socket has told this once. Behind what it said before there is an end now
-                    # that looks like any other.
-                    self._fail()
+                except OSError:
+                    self._fail(target)
                     return
         except OSError:
-            self._fail()
-        if self.has_failed:
+            self._fail(source)
+        if source in self.failed:
             await _all_taken(target)
             self.scope.cancel()
             return
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
+            _set_linger(target, _IN_ORDER)
 
-    def _fail(self) -> None:
-        self.has_failed = True
-        self.scope.deadline = trio.current_time() + _TAKE_SECONDS
+    def _fail(self, end: trio.socket.SocketType) -> None:
+        self.failed.add(end)
+        deadline = trio.current_time() + _TAKE_SECONDS
+        self.scope.deadline = min(self.scope.deadline, deadline)
+
+
+def _set_linger(end: trio.socket.SocketType, linger: bytes) -> None:
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 async def _send(target: trio.socket.SocketType, data: bytes) -> None:
-    sent = 0
-    while sent < len(data):
-        sent += await target.send(data[sent:])
+    """Send all of it. No other task runs between an error and the caller: the system tells of it
+    only once, and the way back would take it for the end of what `target` says."""
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(target.fileno(), left) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(target)
 
 
 async def _all_taken(target: trio.socket.SocketType) -> None:
