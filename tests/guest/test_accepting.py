@@ -6,14 +6,14 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pcloopd.accepting import PAUSE, accept, serve
+from p2pcloopd.accepting import CALM, PAUSE, accept, serve
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ class Refusing:
     ("number", "pause"),
     [
         (errno.ECONNABORTED, 0.0),
+        (errno.EHOSTUNREACH, 0.0),
         (errno.EMFILE, PAUSE),
         (errno.ENFILE, PAUSE),
         (errno.ENOMEM, PAUSE),
@@ -66,10 +67,54 @@ async def test_a_listener_that_is_of_no_use_is_told(listener: trio.socket.Socket
         await accept(refusing)
 
 
-async def test_a_server_without_room_says_so_in_one_line_now_and_then(
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[int, str]]]:
+    """What was told since the last call, each without a traceback."""
+    caplog.set_level(logging.INFO)
+
+    def new() -> list[tuple[int, str]]:
+        assert not any(record.exc_info for record in caplog.records)
+        lines = [(record.levelno, record.getMessage()) for record in caplog.records]
+        caplog.clear()
+        return lines
+
+    return new
+
+
+WAITING = (
+    logging.WARNING,
+    "new clients wait until others have hung up: Too many open files; raise `ulimit -n`",
+)
+ROOM = (logging.INFO, "there is room for new clients again")
+
+
+async def test_that_there_is_no_room_is_told_once_and_so_is_its_end(
     listener: trio.socket.SocketType,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
+    told: Callable[[], list[tuple[int, str]]],
+) -> None:
+    refusing: Any = Refusing(listener)
+
+    async def take(*errors: int) -> list[tuple[int, str]]:
+        refusing.errors += errors
+        with socket.create_connection(listener.getsockname()):
+            (await accept(refusing)).close()
+        return told()
+
+    assert await take() == []
+    assert await take(errno.EMFILE, errno.EMFILE) == [WAITING]
+    assert await take() == [], "one has hung up, and others may wait"
+    assert await take(errno.EMFILE) == []
+    await trio.sleep(CALM)
+    assert await take() == [ROOM]
+    assert await take() == []
+    assert await take(errno.EMFILE) == [WAITING]
+
+
+async def test_a_server_without_room_says_so_in_one_line(
+    listener: trio.socket.SocketType,
+    autojump_clock: MockClock,
+    told: Callable[[], list[tuple[int, str]]],
 ) -> None:
     served: Any = trio.SocketListener(listener)
     served.socket = Refusing(listener, errno.EMFILE, errno.ENFILE)
@@ -85,7 +130,5 @@ async def test_a_server_without_room_says_so_in_one_line_now_and_then(
         assert client.recv(5) == b"here"
         assert client.recv(5) == b"", "it is closed"
     assert trio.current_time() - begun == pytest.approx(2 * PAUSE)
-    assert [(record.levelno, record.exc_info) for record in caplog.records] == [
-        (logging.WARNING, None)
-    ] * 2
+    assert told() == [WAITING]
     assert listener.fileno() == -1

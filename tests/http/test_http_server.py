@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -113,6 +115,25 @@ async def serving(rate: int = 0, **files: File) -> AsyncIterator[Server]:
         await nursery.start(serve_http, [listener], site, wire, Pace(rate))
         yield Server(port, site, wire)
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENETDOWN, errno.ECONNABORTED])
+async def test_a_connection_that_cannot_be_taken_ends_no_server(
+    number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    take, errors = http_server._take, [number, number]
+
+    def fail(listening: socket.socket) -> trio.socket.SocketType:
+        if errors:
+            raise OSError(errors.pop(), "not now")
+        return take(listening)
+
+    monkeypatch.setattr(http_server, "_take", fail)
+    async with serving(file=Part()) as server:
+        status, _, body = await server.get("/file")
+        assert (status, body) == (b"HTTP/1.1 200 OK", CONTENT)
+    assert not errors
+    assert len(caplog.records) == (number == errno.EMFILE)
 
 
 async def test_a_file_is_given_whole() -> None:

@@ -24,7 +24,7 @@ from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.frozen import dataclass
 from p2pcloop.words import tr
-from p2pcloopd.accepting import NO_ROOM
+from p2pcloopd.accepting import note_taken, pass_over
 from p2pcloopd.http.semantics import (
     Headers,
     fields,
@@ -61,8 +61,6 @@ FOR_EVER = "public, max-age=31536000, immutable"
 
 _KNOWN_METHODS = {method.value for method in HTTPMethod}
 _BODIES = {"content-length", "transfer-encoding"}
-
-_NO_ROOM_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -239,13 +237,10 @@ async def _accept_all(
         try:
             for _ in range(MAX_CONNECTIONS):
                 nursery.start_soon(serve, trio.SocketStream(_take(plain)))
-        except (BlockingIOError, ConnectionError):
-            continue  # that was all, or one went away before it was taken
+        except BlockingIOError:
+            continue  # that was all
         except OSError as err:
-            if err.errno not in NO_ROOM:
-                raise
-            _log.warning("a connection cannot be taken: %s", err)
-            await trio.sleep(_NO_ROOM_SECONDS)
+            await pass_over(err)
 
 
 def _address(client: trio.SocketStream) -> str:
@@ -258,6 +253,7 @@ def _address(client: trio.SocketStream) -> str:
 
 def _take(listening: socket.socket) -> trio.socket.SocketType:
     accepted, _ = listening.accept()
+    note_taken()
     return trio.socket.from_stdlib_socket(accepted)
 
 
