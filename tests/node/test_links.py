@@ -97,6 +97,19 @@ def test_an_address_of_long_ago_may_be_another_nodes(tmp_path: Path) -> None:
     assert "192.0.2.3:1" not in places, "the clock was wrong then, or it is now"
 
 
+def test_a_link_that_is_made_before_the_clock_is_set_costs_no_address(tmp_path: Path) -> None:
+    path, now = tmp_path / "link-places", 1_800_000_000.0
+    LinkPlaces(path, lambda: now).note(["192.0.2.1:1", "192.0.2.2:1"])
+    early = LinkPlaces(path, lambda: 0.0)
+    early.note(["192.0.2.2:1", "192.0.2.3:1"])
+    assert ["192.0.2.1:1" in early, "192.0.2.2:1" in early] == [False, True]
+    again = LinkPlaces(path, lambda: now)
+    assert "192.0.2.1:1" in again
+    again.note(["192.0.2.4:1"])
+    assert "192.0.2.1:1" in LinkPlaces(path, lambda: now)
+    assert "192.0.2.3:1" not in path.read_text(), "it is of long ago, as far as is known"
+
+
 def test_places_that_cannot_be_kept_are_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

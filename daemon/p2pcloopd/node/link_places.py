@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from p2pcloop.errors import StorageError
@@ -25,7 +25,8 @@ MAX_AGE = timedelta(days=14)
 """An address that is named although it leads nowhere costs a reader less than one left out."""
 
 _MAX_PLACE = 300
-_MAX_LINE = _MAX_PLACE + len("2026-11-30 \n")
+_LAST_DAY = date.max.isoformat()
+_MAX_LINE = _MAX_PLACE + len(f"{_LAST_DAY} \n")
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +49,12 @@ class LinkPlaces:
 
     def note(self, places: Iterable[str]) -> None:
         """Keep what a link is about to name; durably, unless the system refuses."""
-        now = dict.fromkeys(
-            (place for place in places if len(place) < _MAX_PLACE), self._day(timedelta())
-        )
+        today = self._day(timedelta())
+        now = {place: today for place in places if len(place) < _MAX_PLACE}
         before = {
             place: day
             for place, day in self._days.items()
-            if place not in now and self._is_recent(day)
+            if place not in now and self._may_count(day)
         }
         known = [*before.items(), *now.items()][-MAX_PLACES:]
         if known == [*self._days.items()] and self._is_kept:
@@ -70,7 +70,11 @@ class LinkPlaces:
 
     def _is_recent(self, day: str) -> bool:
         """Whether a link of that day counts; not one of a day to come, by a clock put back."""
-        return self._day(MAX_AGE) <= day <= self._day(timedelta())
+        return self._may_count(day) and day <= self._day(timedelta())
+
+    def _may_count(self, day: str) -> bool:
+        """Whether it counts now or once the clock is right: it may be put back until it is set."""
+        return self._day(MAX_AGE) <= day <= _LAST_DAY
 
     def _day(self, age: timedelta) -> str:
         return (datetime.fromtimestamp(self._clock(), UTC) - age).date().isoformat()
