@@ -16,7 +16,7 @@ from typing import Final
 
 from p2pcloop.formats.block_map import ZERO_CHUNK, LayerMap
 from p2pcloop.formats.chunk_table import Chunk, Codec
-from p2pcloop.store.unpacked_kernels import PageLike
+from p2pcloop.store.unpacked_kernels import PageLike, note_use
 
 MAX_CHUNKS: Final = 16
 """Chunks of a dictionary at most; of 64 chunks that a chain has."""
@@ -54,6 +54,7 @@ class Dictionary:
                 used = array("I")
                 if _contents(entries, _pages(kernel, _in_order(layer_map), used)) is not None:
                     self._kernel, self._blocks = kernel, used
+                    note_use(kernel)
                     break
         return self._kernel is not None
 

@@ -12,11 +12,11 @@ import logging
 import os
 import struct
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from p2pcloop.formats.elf import PT_LOAD, segments
 from p2pcloop.formats.machine_state import MachineState
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE
 
 PREFIX = "vmlinux-"
@@ -53,12 +53,26 @@ def pages_like(machine: MachineState, folder: Path | None = None) -> list[PageLi
         except (OSError, struct.error) as err:  # removed just now; a pipe; cut off
             _log.debug("%s is passed over: %s", path, err)
             continue
-        found.append(partial(_page, kernel, memory))
+        found.append(_KernelInMemory(kernel, memory))
     return found
 
 
-def _page(kernel: _Kernel, memory: range, block: int) -> bytes | None:
-    return kernel.page(memory.index(block) * BLOCK_SIZE) if block in memory else None
+def note_use(kernel: PageLike) -> None:
+    """A dictionary was found to be of this kernel: its file is to stay, as if a guest had been
+    started with it."""
+    if isinstance(kernel, _KernelInMemory):
+        kernel.file.note_use()
+
+
+@dataclass(frozen=True, slots=True)
+class _KernelInMemory:
+    file: _Kernel
+    memory: range
+
+    def __call__(self, block: int) -> bytes | None:
+        if block not in self.memory:
+            return None
+        return self.file.page(self.memory.index(block) * BLOCK_SIZE)
 
 
 class _Kernel:
@@ -82,6 +96,13 @@ class _Kernel:
                 page = self._page_at(segment.offset + within)
                 return None if page == _ZEROS else page
         return None
+
+    def note_use(self) -> None:
+        """Have the file be young."""
+        try:
+            os.utime(self._path)
+        except OSError as err:  # it was removed just now, or is another user's
+            _log.debug("%s: %s", self._path, err)
 
     def _page_at(self, offset: int) -> bytes | None:
         try:

@@ -120,6 +120,16 @@ def test_those_of_other_kernels_go_after_a_day_but_for_the_last(
     assert {path.name for path in folder.iterdir()} == kept
 
 
+def test_another_that_is_removed_meanwhile_costs_nothing(kernel: Path, tmp_path: Path) -> None:
+    """A link that leads nowhere is listed, too, and is no file."""
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    (folder / "vmlinux-1").symlink_to("none")
+    made = unpacked_kernel_file(kernel, folder)
+    assert made is not None
+    assert made.read_bytes() == elf()
+
+
 def test_where_nothing_can_be_written_there_is_none(kernel: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert unpacked_kernel_file(kernel, tmp_path / "file/kernels") is None

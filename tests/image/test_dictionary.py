@@ -17,11 +17,13 @@ from p2pcloop.formats.block_map import ZERO_CHUNK, LayerMap, Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.index import MAX_RUNS
 from p2pcloop.formats.seal import Seal
+from p2pcloop.image import dictionary as image_dictionary
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.dictionary import MAX_CHUNKS, Dictionary
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.making.hot import HOT_BLOCKS, pack_hot
+from p2pcloop.store.unpacked_kernels import PageLike
 from tests.support.images import MemoryContent, ignore
 from tests.support.kernels import FIRST_PAGE, KERNEL_PAGES, TOUCHES, page_of, state_of
 from tests.support.stacks import BytesTarget, Stack
@@ -203,6 +205,16 @@ def test_entries_that_claim_other_counts_are_of_no_dictionary(blocks: int) -> No
     assert chunks[0].codec is Codec.UNFILTERED_START
     # Of these runs the dictionary is another than of the layer's: the first touches come first.
     assert right.is_here(chunks[:DICTIONARY]) is False
+
+
+def test_the_kernel_that_a_dictionary_is_of_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[PageLike] = []
+    monkeypatch.setattr(image_dictionary, "note_use", used.append)
+    kernel = page_of(1)
+    layer = opened(kernel, private=False, here=False)
+    for number in (DICTIONARY + 1, DICTIONARY):
+        read(layer, number)
+    assert used == [kernel]
 
 
 def test_a_map_of_many_runs_takes_little_memory_and_looks_at_few_blocks() -> None:

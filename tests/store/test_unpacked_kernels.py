@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.store.unpacked_kernels import pages_like
+from p2pcloop.store.unpacked_kernels import note_use, pages_like
 from tests.support.elf_files import elf
 from tests.support.states import machine
 
@@ -64,6 +64,19 @@ def test_a_file_that_goes_or_is_emptied_has_no_pages(tmp_path: Path) -> None:
     assert page(4) is None
     (tmp_path / "vmlinux-1").unlink()
     assert page(4) is None
+
+
+def test_a_file_whose_pages_are_used_is_young_again(tmp_path: Path) -> None:
+    for name in ("vmlinux-1", "vmlinux-2"):
+        kernel(tmp_path, name=name)
+        os.utime(tmp_path / name, (0, 0))
+    pages = pages_like(machine(1, b"devices"), tmp_path)
+    assert pages[0](4) == pages[1](4) == CODE[:4096]
+    note_use(pages[1])
+    young = [path.name for path in tmp_path.iterdir() if path.stat().st_mtime]
+    assert young == ["vmlinux-2"], "not one that was only looked at"
+    (tmp_path / "vmlinux-1").unlink()
+    note_use(pages[0])
 
 
 def test_without_a_folder_there_is_none(tmp_path: Path) -> None:

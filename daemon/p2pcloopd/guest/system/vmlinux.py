@@ -16,6 +16,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import zstandard
@@ -73,9 +74,10 @@ def unpacked_kernel_file(path: Path, folder: Path | None = None) -> Path | None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         _write(place, program)
-        _remove_old(folder, place)
     except OSError:  # no room, no home, another user's
         return None
+    with suppress(OSError):  # another guest's process may remove them, too
+        _remove_old(folder, place)
     return place
 
 
@@ -96,7 +98,7 @@ def _write(place: Path, program: bytes) -> None:
 
 def _remove_old(folder: Path, current: Path) -> None:
     """Remove what was made of other kernels, and what a process left that was killed. Some that
-    were started last stay: states of guests with them are resumed by their pages."""
+    were used last stay: states of guests with them are resumed by their pages."""
     kernels = [path for path in folder.glob(f"{PREFIX}*") if path != current]
     kernels.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for other in [*kernels[_KEPT:], *folder.glob(f"{_NEW}*")]:
