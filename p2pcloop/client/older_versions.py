@@ -14,6 +14,7 @@ from p2pcloop.client.open_stored import open_stored
 from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.same_file import versions_of
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import is_all_here
 from p2pcloop.formats.manifest import Manifest, SignedManifest
 from p2pcloop.frozen import dataclass
@@ -37,12 +38,14 @@ class OlderVersions:
     publisher: Publisher
     target: Target
 
-    def with_content(self, changes: Changes) -> Manifest | None:
-        """Return the newest of them that reads as the target does, or None.
+    def with_content(self, changes: Changes, below: Manifest | None) -> Manifest | None:
+        """Return one of them that reads as the target does, or None; None, too, if the newest
+        version does.
 
         Args:
-            changes: the target's from another version. A version that differs in these already is
-                not compared any further, so this costs little where the target is new.
+            changes: the target's from `below`. A version that differs in these already is not
+                compared any further, so this costs little where the target is new.
+            below: of whichever name; None for no image.
 
         Raises:
             P2pcloopError: the target cannot be read, or a version is damaged.
@@ -50,21 +53,32 @@ class OlderVersions:
         newest = self.publisher.newest
         if newest is None:
             return None
-        for signed in self._candidates(newest.signed):
-            with ExitStack() as stack:
-                ref = replace(newest, signed=signed)
-                image = open_stored(ref, self.publisher.home, stack).image
-                if self._reads_as(image, changes):
-                    return signed.manifest
+        compared = None if below is None else below.image_id
+        if not changes:  # the target is as `below`, as far as it goes
+            same = (each for each in self._candidates() if each.manifest.image_id == compared)
+            if (first := next(same, None)) is not None:
+                return None if first.id == newest.signed.id else first.manifest
+        for signed in self._candidates():
+            is_other = newest.signed.id != signed.id and signed.manifest.image_id != compared
+            if is_other and self._has_content(replace(newest, signed=signed), changes):
+                return signed.manifest
         return None
 
-    def _candidates(self, newest: SignedManifest) -> Iterator[SignedManifest]:
-        home = self.publisher.home
-        for signed in versions_of(home, newest):
+    def _candidates(self) -> Iterator[SignedManifest]:
+        """The newest version and those before it, without those of another size."""
+        assert self.publisher.newest is not None
+        for signed in versions_of(self.publisher.home, self.publisher.newest.signed):
             manifest = signed.manifest
             fits = manifest.size == self.target.size and manifest.machine is None
-            if signed.id != newest.id and fits and manifest.layers and is_all_here(signed, home):
+            if fits and manifest.layers:
                 yield signed
+
+    def _has_content(self, ref: StoredRef, changes: Changes) -> bool:
+        home = self.publisher.home
+        if not is_all_here(ref.signed, home):
+            return False
+        with ExitStack() as stack:
+            return self._reads_as(open_stored(ref, home, stack).image, changes)
 
     def _reads_as(self, image: MergedImage, changes: Changes) -> bool:
         base = Base(image, _refuse)

@@ -102,7 +102,7 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
         target = _open_target(file, base, below, home, stack)
         maker = Maker(publisher, secret, request.quiet)
         changes = maker.compare(below, target)
-        if (holder := _holder(request, publisher, target, changes)) is not None:
+        if (holder := _holder(request, publisher, target, changes, below)) is not None:
             return _keep(request, publisher, holder)
         made = maker.over(below, target, changes=changes)
         boot = _boot(request, target, base)
@@ -142,13 +142,18 @@ def _seed(request: Request, publisher: Publisher) -> dict[str, Any]:
 
 
 def _holder(
-    request: Request, publisher: Publisher, target: Target, changes: Changes
+    request: Request,
+    publisher: Publisher,
+    target: Target,
+    changes: Changes,
+    below: Opened | None,
 ) -> Manifest | None:
     """The older version that has exactly the content of an image file, unless the user wants it as
     the next version. (An overlay is published for its changes, whatever it was made on.)"""
-    if request.as_new_version or request.file.kind == "overlay" or not changes:
+    if request.as_new_version or request.file.kind == "overlay":
         return None
-    return OlderVersions(publisher, target).with_content(changes)
+    base = None if below is None else below.ref.signed.manifest
+    return OlderVersions(publisher, target).with_content(changes, base)
 
 
 def _keep(request: Request, publisher: Publisher, holder: Manifest) -> dict[str, Any]:

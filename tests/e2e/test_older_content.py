@@ -1,0 +1,66 @@
+"""A file with the content of an older version takes nothing back that was published since."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.programs import Node, Nodes
+
+pytestmark = pytest.mark.e2e
+
+MiB = 1 << 20
+
+
+@pytest.fixture
+def node(nodes: Nodes) -> Node:
+    return nodes.make()
+
+
+def image(path: Path, seed: int, size: int = 2 * MiB) -> Path:
+    """A file of its own content."""
+    path.write_bytes(random.Random(seed).randbytes(size))
+    return path
+
+
+def publish(node: Node, file: Path, *words: str) -> tuple[dict[str, Any], str]:
+    """Publish as x; return the facts and what was told."""
+    done = node.run("publish", file, "--raw", "--name", "x", "--json", *words)
+    facts: dict[str, Any] = json.loads(done.out)
+    return facts, done.err
+
+
+def test_a_base_that_is_not_the_newest_version_is_the_older_content(
+    node: Node, tmp_path: Path
+) -> None:
+    """The newest version does not lie on it, and has other content."""
+    first, second = image(tmp_path / "first", 1), image(tmp_path / "second", 2)
+    base = node.json("publish", first, "--raw", "--name", "base")["name"]
+    publish(node, first, "--base", base)
+    name = publish(node, second)[0]["name"]
+    assert node.json("squash", "--all", name)["version"] == 3
+    kept, told = publish(node, first, "--base", base)
+    assert (kept["changed"], kept["version"]) == (False, 3)
+    assert "version 1 was made of this content" in told
+    # The newest version itself, without a word of older ones.
+    same, told = publish(node, second, "--base", name)
+    assert (same["changed"], same["version"]) == (False, 3)
+    assert "was made of" not in told
+    back, _ = publish(node, first, "--base", base, "--as-new-version")
+    assert (back["changed"], back["version"]) == (True, 4)
+
+
+def test_a_file_that_only_became_longer_is_not_cut_off_again(node: Node, tmp_path: Path) -> None:
+    """No block of the older one differs from the newest version."""
+    file = image(tmp_path / "first", 1)
+    publish(node, file)
+    longer = tmp_path / "longer"
+    longer.write_bytes(file.read_bytes() + bytes(MiB))
+    assert publish(node, longer)[0]["version"] == 2
+    kept, told = publish(node, file)
+    assert (kept["changed"], kept["version"], kept["size"]) == (False, 2, 3 * MiB)
+    assert "version 1 was made of this content" in told
