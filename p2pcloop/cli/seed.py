@@ -34,15 +34,13 @@ Examples:
 @click.option(
     "--name", "label", metavar="LABEL", help="What you call the image; else its file's name."
 )
-@click.option(
-    "--append", default="", metavar="ARGS", help="Words for the guest kernel's command line."
-)
+@click.option("--append", metavar="ARGS", help="Words for the guest kernel's command line.")
 @new_version_option
 @publish_options
 def command(
     image: Path,
     label: str | None,
-    append: str,
+    append: str | None,
     options: PublishOptions,
     *,
     as_new_version: bool,

@@ -131,7 +131,7 @@ def _seed(request: Request, publisher: Publisher) -> dict[str, Any]:
     answer = seed_image(
         request.file,
         publisher,
-        append=request.append or "",
+        append=request.append,
         message=request.message,
         public=request.public,
         quiet=request.quiet,
@@ -158,8 +158,8 @@ def _holder(
 
 def _keep(request: Request, publisher: Publisher, holder: Manifest) -> dict[str, Any]:
     """Serve the newest version again, in place of a file with the content of an older one."""
-    kept = keep_newest(publisher, holder, request.append or "")
-    kept.tell()
+    kept = keep_newest(publisher, holder, append=request.append, private=request.private)
+    kept.tell(request.message)
     manifest = kept.ref.signed.manifest
     answer = publisher.serve_again(kept.ref, public=request.public)
     remember_source(publisher.home, publisher.name, request.file.source)

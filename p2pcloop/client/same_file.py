@@ -103,8 +103,8 @@ class KeptVersion:
     ref: StoredRef
     holder: Manifest
 
-    def tell(self) -> None:
-        """Tell the user that it stays."""
+    def tell(self, message: str = "") -> None:
+        """Tell the user that it stays, and that the `message` for a new version is not used."""
         newest = self.ref.signed.manifest
         facts = {
             "version": newest.version,
@@ -120,18 +120,23 @@ class KeptVersion:
                 **facts,
             )
         )
+        if message:
+            notify("the message of -m is not used, since there is no new version")
 
 
-def keep_newest(publisher: Publisher, holder: Manifest, append: str) -> KeptVersion:
-    """See that the newest version can stay, before anything is served and the user is told.
+def keep_newest(
+    publisher: Publisher, holder: Manifest, *, append: str | None, private: bool = False
+) -> KeptVersion:
+    """Refuse, where the newest version cannot stay; nothing is served or told yet.
 
     Args:
         holder: the version that lies on the file's content; see `holder_of`.
-        append: the user's words for the kernel; they would be lost, since no version is made.
+        append: the user's words for the kernel; None for none of the user's.
+        private: the user wants a private version.
 
     Raises:
         UsageError: the newest version is a withdrawal, or its data was removed from here, or it
-            has other words for the kernel.
+            is not what the user wants.
     """
     assert publisher.newest is not None, "a holder is this or an ancestor of it"
     newest = publisher.newest.signed.manifest
@@ -150,12 +155,20 @@ def keep_newest(publisher: Publisher, holder: Manifest, append: str) -> KeptVers
             ),
             hint="--as-new-version publishes the content of the file again",
         )
-    if append not in ("", newest.boot.append):
-        raise UsageError(
-            tr("--append is for a new version, and there is none"),
-            hint="--as-new-version publishes the content of the file again, with --append",
-        )
+    if append not in (None, newest.boot.append):
+        raise _for_a_new_version("--append")
+    if private and not newest.private:
+        raise _for_a_new_version("--private")
     return KeptVersion(publisher.image, holder)
+
+
+def _for_a_new_version(option: str) -> UsageError:
+    return UsageError(
+        tr("{option} is for a new version, and there is none", option=option),
+        hint=tr(
+            "--as-new-version publishes the content of the file again, with {option}", option=option
+        ),
+    )
 
 
 def versions_of(home: Home, newest: SignedManifest) -> Iterator[SignedManifest]:

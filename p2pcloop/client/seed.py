@@ -30,7 +30,7 @@ def seed_image(
     file: ImageFile,
     publisher: Publisher,
     *,
-    append: str = "",
+    append: str | None = None,
     message: str = "",
     public: bool = False,
     quiet: bool = False,
@@ -59,7 +59,7 @@ def seed_image(
     if kept is None:
         answer = publisher.release(content, message=message, public=public)
     else:
-        kept.tell()
+        kept.tell(message)
         answer = publisher.serve_again(kept.ref, public=public)
     remember_source(publisher.home, publisher.name, file.source)
     return answer | facts
@@ -69,7 +69,7 @@ def seed_content(
     file: ImageFile,
     publisher: Publisher,
     *,
-    append: str = "",
+    append: str | None = None,
     quiet: bool = False,
     as_new_version: bool = False,
     any_file: bool = False,
@@ -102,10 +102,10 @@ def seed_content(
         if other:
             check_same(publisher, header.image_size, header.layer_id, file.source)
         holder = None if as_new_version else holder_of(publisher, header.layer_id)
-        kept = None if holder is None else keep_newest(publisher, holder, append)
+        kept = None if holder is None else keep_newest(publisher, holder, append=append)
         layer = publisher.serve_layer(staging, header)
         filesystem = detect_filesystem(read_start(file, PROBE_SIZE))
-        boot = BootParameters(filesystem, append, device_roots(file))
+        boot = BootParameters(filesystem, append or "", device_roots(file))
         content = Content(header.image_size, (layer,), boot=boot, length=odd_length(file))
     facts = {
         "torrent": layer.torrent,

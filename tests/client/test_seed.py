@@ -13,6 +13,7 @@ from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.seed import seed_image
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import UsageError
+from p2pcloop.formats.boot_parameters import BootParameters
 from p2pcloop.formats.manifest import Manifest, open_manifest, sign_manifest
 from p2pcloop.making.local import inspect_file
 from p2pcloop.making.pack import write_layer
@@ -40,7 +41,7 @@ def publisher(image: Path, tmp_path: Path) -> Publisher:
         header, _ = write_layer(inspect_file(image, raw=True), staging, lambda *_: None)
     lower, upper = (SharedLayer(tmp_path, n, {0: 1}, size=8).ref for n in range(2))
     layers = replace(lower, layer_id=header.layer_id), upper
-    manifest = Manifest(NAME.key, NAME.label, 1, 0, 8 * 4096, layers)
+    manifest = Manifest(NAME.key, NAME.label, 1, 0, 8 * 4096, layers, BootParameters("", "splash"))
     client = cast("ControlClient", Node())
     signed = open_manifest(sign_manifest(manifest, KEY))
     remember_source(home, NAME, image)
@@ -53,8 +54,9 @@ def test_what_is_refused_is_not_served_before(
     file = inspect_file(image, raw=True)
     with pytest.raises(ServedError):
         seed_image(file, publisher)
-    with pytest.raises(UsageError, match="--append is for a new version"):
-        seed_image(file, publisher, append="quiet")
+    for words in "quiet", "":
+        with pytest.raises(UsageError, match="--append is for a new version"):
+            seed_image(file, publisher, append=words)
     assert publisher.newest is not None
     mark_removed(publisher.home, [publisher.newest.signed.id])
     with pytest.raises(UsageError, match="was removed from here, and this file is older"):

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from p2pcloop.errors import UsageError
+from p2pcloop.formats.link import parse_link
 from tests.support.programs import Node, Nodes
 
 pytestmark = pytest.mark.e2e
@@ -64,3 +66,28 @@ def test_a_file_that_only_became_longer_is_not_cut_off_again(node: Node, tmp_pat
     kept, told = publish(node, file)
     assert (kept["changed"], kept["version"], kept["size"]) == (False, 2, 3 * MiB)
     assert "version 1 was made of this content" in told
+
+
+def test_what_only_a_new_version_could_have_is_not_lost_without_a_word(
+    node: Node, tmp_path: Path
+) -> None:
+    first, second = image(tmp_path / "first", 1), image(tmp_path / "second", 2)
+    publish(node, first)
+    publish(node, second, "--append", "splash")
+    for option in ["--private"], ["--append", ""], ["--append", "quiet"]:
+        words = ["--raw", "--name", "x", *option]
+        refused = node.run("publish", first, *words, code=UsageError.exit_code)
+        assert f"{option[0]} is for a new version" in refused.err
+        assert f"--as-new-version publishes the content of the file again, with {option[0]}" in (
+            refused.err
+        )
+    kept, told = publish(node, first, "--append", "splash", "-m", "for a fresh link")
+    assert (kept["changed"], kept["version"]) == (False, 2)
+    assert "the message of -m is not used" in told
+    sealed, _ = publish(node, first, "--as-new-version", "--private")
+    assert (sealed["changed"], sealed["version"]) == (True, 3)
+    assert parse_link(sealed["link"]).secret is not None
+    # Where the newest version is private, that stays so.
+    kept, told = publish(node, second, "--private")
+    assert (kept["changed"], kept["link"]) == (False, sealed["link"])
+    assert "the message" not in told
