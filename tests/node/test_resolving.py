@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,23 +25,14 @@ from p2pcloop.formats.name import Name
 from p2pcloop.formats.packing import pack_canonical
 from p2pcloop.formats.record import Record, sign_record
 from p2pcloop.formats.seal import key_check
-from p2pcloopd.engine.disk.seeding import make_torrent
 from tests.node.conftest import KEY
 from tests.support.programs import Node, Nodes
 from tests.support.static_server import Fault, Misbehaving, misbehaving
+from tests.support.versions import torrent_of
 
 PUBLIC = KEY.public_key().public_bytes_raw()
 NAME = Name(PUBLIC, "debian")
 LAYER = LayerRef(b"l" * 32, b"t" * 20, 4096, 512, 8192, 16384)
-
-
-def torrent_of(manifest: SignedManifest) -> bytes:
-    """The info hash of a manifest's own torrent."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "data" / "manifest"
-        path.parent.mkdir()
-        path.write_bytes(manifest.data)
-        return make_torrent(Path(folder), lambda _done, _size: None)
 
 
 @dataclass
@@ -371,6 +361,25 @@ def test_an_old_version_is_found_by_going_back(
     refused(node, MismatchError, "never goes back", ref=str(old_link))
     assert node.call("resolve", ref=str(old_link), at=1)["version"] == 1
     assert node.call("resolve", ref=str(NAME))["version"] == 4
+
+
+def test_a_link_leads_to_every_version_that_is_known(
+    node: Node, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    """By its number, as the name does; and what the link tells of places is kept."""
+    chain(publisher, 3)
+    links = {n: replace(link, mirrors=(mirror.url,)) for n, link in publisher.links.items()}
+    node.call("resolve", ref=str(links[3]))
+    node.call("resolve", ref=str(NAME), at=1)
+    mirror.fault = Fault.NOT_FOUND
+    for asked in 1, 2, 3:
+        for at in 1, 2, 3:
+            link = replace(links[asked], peers=(("192.0.2.1", asked),))
+            found = node.call("resolve", ref=str(link), at=at)
+            assert (found["version"], found["id"]) == (at, links[at].manifest_id)
+            assert ("192.0.2.1", asked) in parse_link(found["link"]).peers
+    refused(node, MismatchError, "never goes back", ref=str(links[1]))
+    refused(node, MismatchError, "never goes back", ref=str(links[2]), at=9)
 
 
 def test_a_chain_of_versions_that_does_not_go_down_is_refused(

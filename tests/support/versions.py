@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -17,8 +18,18 @@ from p2pcloop.formats.manifest import (
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
+from p2pcloopd.engine.disk.seeding import make_torrent
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+def torrent_of(manifest: SignedManifest) -> bytes:
+    """The info hash of a manifest's own torrent."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data" / "manifest"
+        path.parent.mkdir()
+        path.write_bytes(manifest.data)
+        return make_torrent(Path(folder), lambda _done, _size: None)
 
 
 def known_version(home: Home, number: int, content: int) -> SignedManifest:
@@ -34,7 +45,7 @@ def known_version(home: Home, number: int, content: int) -> SignedManifest:
     public = KEY.public_key().public_bytes_raw()
     manifest = Manifest(public, "debian", number, 0, 4096, (layer,))
     signed = open_manifest(sign_manifest(manifest, KEY))
-    Records(home).keep(signed, Link(signed.manifest.name, signed.id, b"m" * 20))
+    Records(home).keep(signed, Link(signed.manifest.name, signed.id, torrent_of(signed)))
     return signed
 
 

@@ -119,8 +119,9 @@ class VersionFinder:
         """
         name = target.place.name
         known = self._node.records.find(name)
-        if known is not None and at in known.versions and target.link is None:
-            return await self._take(Lead(_link_near(known.link, known.versions[at])), at=at)
+        if known is not None and at in known.versions:
+            link = known.link if target.link is None else target.link.joined(known.link)
+            return await self._take(Lead(_link_near(link, known.versions[at])), at=at)
         if target.link is not None and not (look and known):
             newest = await self._take(Lead(target.link), at=at)
         elif known is not None and not (look or target.place.base or at > known.version):
