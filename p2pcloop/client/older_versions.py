@@ -5,25 +5,31 @@ Such a file is not published as the next version by mistake (same_file.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 
-from p2pcloop.client.open_stored import open_stored
+from p2pcloop.client.invocation import running_command
 from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.same_file import versions_of
-from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import is_all_here
 from p2pcloop.formats.manifest import Manifest, SignedManifest
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.making.changes import Base, Changes, Target, find_changes, stretches_of
+from p2pcloop.image.stored import StoredImage
+from p2pcloop.making.changes import Base, Changes, Stretch, Target, find_changes, stretches_of
+from p2pcloop.store.lease import Lease
 
 _STEP = 256
 """Blocks that are compared at once."""
+
+_PART = 1 << 14
+"""Blocks after which a comparison of all content ends, if they differ."""
+
+MOST_OPENED = 100
+"""How many versions are opened, the newest ones: each costs the merging of its maps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +64,15 @@ class OlderVersions:
             same = (each for each in self._candidates() if each.manifest.image_id == compared)
             if (first := next(same, None)) is not None:
                 return None if first.id == newest.signed.id else first.manifest
-        for signed in self._candidates():
-            is_other = newest.signed.id != signed.id and signed.manifest.image_id != compared
-            if is_other and self._has_content(replace(newest, signed=signed), changes):
+        others = (
+            each
+            for each in self._candidates()
+            if each.id != newest.signed.id
+            and each.manifest.image_id != compared
+            and is_all_here(each, self.publisher.home)
+        )
+        for signed in islice(others, MOST_OPENED):
+            if self._has_content(signed, newest.secret, changes):
                 return signed.manifest
         return None
 
@@ -73,12 +85,19 @@ class OlderVersions:
             if fits and manifest.layers:
                 yield signed
 
-    def _has_content(self, ref: StoredRef, changes: Changes) -> bool:
+    def _has_content(self, signed: SignedManifest, secret: bytes | None, changes: Changes) -> bool:
+        """Whether a version reads as the target does, by what is here alone: no peer is asked."""
         home = self.publisher.home
-        if not is_all_here(ref.signed, home):
-            return False
         with ExitStack() as stack:
-            return self._reads_as(open_stored(ref, home, stack).image, changes)
+            stack.enter_context(Lease(home, signed.id, running_command()))
+            stored = StoredImage(signed.manifest, home.torrents, secret)
+            stack.callback(stored.close)
+            try:
+                image = stored.open(spill=home.tmp)
+            except Missing:
+                return False  # it is damaged, or was evicted just now
+            stack.callback(image.close)
+            return self._reads_as(image, changes)
 
     def _reads_as(self, image: MergedImage, changes: Changes) -> bool:
         base = Base(image, _refuse)
@@ -88,7 +107,35 @@ class OlderVersions:
                 if base.read(block, step, ask=False) != memoryview(self.target.read(block, step)):
                     return False
         with waiting_for("a comparison with an older version"):
-            return not find_changes(self.target, base, _no_progress)
+            return not any(
+                find_changes(
+                    _Part(self.target, block, min(_PART, first + count - block)), base, _no_progress
+                )
+                for first, count in self.target.stretches()
+                for block in range(first, first + count, _PART)
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A target in which only some blocks may differ."""
+
+    target: Target
+    first: int
+    count: int
+
+    @property
+    def size(self) -> int:
+        return self.target.size
+
+    def stretches(self) -> Iterable[Stretch]:
+        return [(self.first, self.count)]
+
+    def next_data(self, block: int) -> int:
+        return self.target.next_data(block)
+
+    def read(self, block: int, count: int) -> bytes:
+        return self.target.read(block, count)
 
 
 def _refuse(_missing: Missing) -> bool:

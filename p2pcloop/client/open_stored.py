@@ -31,7 +31,7 @@ class Source:
         """
         self._client: ControlClient = ref.client
         self._spill = home.tmp
-        # Held until this process ends.
+        # Unless it is closed, it is held until this process ends.
         self._lease = Lease(home, ref.signed.id, running_command())
         self._stored = StoredImage.of_home(ref.signed.manifest, home, ref.secret)
 
@@ -46,6 +46,10 @@ class Source:
                 return self._stored.open(spill=self._spill)
             except Missing as missing:
                 self.supply(missing)
+
+    def close(self) -> None:
+        """End the lease; the opened image is closed by itself."""
+        self._lease.close()
 
     def supply(self, missing: Missing, on_event: OnEvent = report_waiting) -> None:
         """Fetch ranges, as long as it takes; `on_event` is called with p2pcloopd's events.
@@ -93,6 +97,7 @@ def open_stored(ref: StoredRef, home: Home, stack: ExitStack) -> Opened:
     """Open an image over a connection of its own, so that two can be read on two threads."""
     client = stack.enter_context(ensure_daemon(home))
     source = Source(replace(ref, client=client), home)
+    stack.callback(source.close)
     image = source.open()
     stack.callback(image.close)
 

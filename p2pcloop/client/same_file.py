@@ -174,10 +174,10 @@ def _for_a_new_version(option: str) -> UsageError:
 def versions_of(home: Home, newest: SignedManifest) -> Iterator[SignedManifest]:
     """A version and those before it under its name, as far as they are known here."""
     yield newest
-    version = newest.manifest
+    records, version = Records(home), newest.manifest
     while version.previous is not None:
         try:
-            before = Records(home).manifest(version.previous.id)
+            before = records.manifest(version.previous.id)
         except NotHereError:
             return
         if before.manifest.name != version.name or before.manifest.version >= version.version:
