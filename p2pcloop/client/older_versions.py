@@ -39,10 +39,12 @@ class OlderVersions:
     Attributes:
         publisher: of their name.
         target: the file's device; all of it may differ from an image.
+        length: see `Content.length`.
     """
 
     publisher: Publisher
     target: Target
+    length: int
 
     def with_content(self, changes: Changes, below: Manifest | None) -> Manifest | None:
         """Return one of them that reads as the target does, or None; None, too, if the newest
@@ -77,12 +79,12 @@ class OlderVersions:
         return None
 
     def _candidates(self) -> Iterator[SignedManifest]:
-        """The newest version and those before it, without those of another size."""
+        """The newest version and those before it, without those of another size or length."""
         assert self.publisher.newest is not None
         for signed in versions_of(self.publisher.home, self.publisher.newest.signed):
             manifest = signed.manifest
-            fits = manifest.size == self.target.size and manifest.machine is None
-            if fits and manifest.layers:
+            fits = (manifest.size, manifest.length) == (self.target.size, self.length)
+            if fits and manifest.layers and manifest.machine is None:
                 yield signed
 
     def _has_content(self, signed: SignedManifest, secret: bytes | None, changes: Changes) -> bool:

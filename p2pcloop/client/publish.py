@@ -153,7 +153,7 @@ def _holder(
     if request.as_new_version or request.file.kind == "overlay":
         return None
     base = None if below is None else below.ref.signed.manifest
-    return OlderVersions(publisher, target).with_content(changes, base)
+    return OlderVersions(publisher, target, odd_length(request.file)).with_content(changes, base)
 
 
 def _keep(request: Request, publisher: Publisher, holder: Manifest) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def found(publisher: Publisher, fill: int) -> int | None:
     image = StoredImage(newest, publisher.home.torrents).open()
     changes: Changes = find_changes(target(fill), Base(image, lambda _: False), ignore)
     image.close()
-    holder = OlderVersions(publisher, target(fill)).with_content(changes, newest)
+    holder = OlderVersions(publisher, target(fill), 0).with_content(changes, newest)
     return None if holder is None else holder.version
 
 

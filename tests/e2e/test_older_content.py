@@ -91,3 +91,18 @@ def test_what_only_a_new_version_could_have_is_not_lost_without_a_word(
     kept, told = publish(node, second, "--private")
     assert (kept["changed"], kept["link"]) == (False, sealed["link"])
     assert "the message" not in told
+
+
+def test_a_file_of_another_odd_length_has_another_content(node: Node, tmp_path: Path) -> None:
+    """Though both fill the same blocks: zeros follow the shorter one."""
+    first, second = image(tmp_path / "first", 1, MiB + 100), image(tmp_path / "second", 2)
+    longer = tmp_path / "longer"
+    longer.write_bytes(first.read_bytes() + bytes(100))
+    publish(node, first)
+    publish(node, second)
+    made, told = publish(node, longer)
+    assert (made["changed"], made["version"], made["size"]) == (True, 3, MiB + 200)
+    assert "was made of" not in told
+    kept, told = publish(node, first)
+    assert (kept["changed"], kept["version"]) == (False, 3)
+    assert "version 1 was made of this content" in told
