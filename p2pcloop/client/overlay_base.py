@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from p2pcloop.errors import MismatchError, NotHereError
 from p2pcloop.formats.name import Name
@@ -84,11 +85,14 @@ def open_overlay_on(
     image_id: bytes,
     read_only: bool = False,
     mode: str | None = "block",
+    hint: str | None = None,
 ) -> Overlay:
     """Open an overlay over an image, as `Overlay.open` does.
 
     Args:
         home: where the version that it was made on may be known.
+        hint: what to do about another image that is known; None for the version to take, and to
+            one who writes, for a new overlay, too.
 
     Raises:
         MismatchError: it was made on another image, whose version is named if it is known; or it
@@ -102,15 +106,17 @@ def open_overlay_on(
         base = base_of(info, home)
         if base is None or info.image_id == image_id or mode not in (None, info.mode):
             raise
-        raise _other_image(path, base) from err
+        facts = {"name": base.name, "version": base.version}
+        raise MismatchError(
+            tr("{path} was made on another image: {name}, version {version}", path=path, **facts),
+            hint=hint or _hint(facts, read_only=read_only),
+        ) from err
 
 
-def _other_image(path: Path, base: OverlayBase) -> MismatchError:
-    facts = {"name": base.name, "version": base.version}
-    return MismatchError(
-        tr("{path} was made on another image: {name}, version {version}", path=path, **facts),
-        hint=tr(
-            "use it with that one ({name} --at {version}), or give another file name to start anew",
-            **facts,
-        ),
+def _hint(facts: dict[str, Any], *, read_only: bool) -> str:
+    if read_only:
+        return tr("use it with that one: {name} --at {version}", **facts)
+    return tr(
+        "use it with that one ({name} --at {version}), or give another file name to start anew",
+        **facts,
     )

@@ -196,7 +196,13 @@ def _open_target(
     if Overlay.inspect(file.path).mode == "files":
         other = None if same else below.image
         return open_files_target(file.path, opened, other, home, stack)
-    overlay = open_overlay_on(file.path, home, image_id=opened.image.image_id, read_only=True)
+    overlay = open_overlay_on(
+        file.path,
+        home,
+        image_id=opened.image.image_id,
+        read_only=True,
+        hint=tr("leave out --base: the overlay names its own"),
+    )
     stack.callback(overlay.close)
     other = None if same else below.image
     size = base.signed.manifest.disk_size

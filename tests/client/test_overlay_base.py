@@ -63,7 +63,14 @@ def test_an_overlay_of_another_version_is_refused_with_its_number(
         refused
     ):
         open_overlay_on(overlay, node, image_id=newest.image_id)
-    assert f"{newest.name} --at 1" in str(refused.value.hint)
+    hint = str(refused.value.hint)
+    assert f"{newest.name} --at 1" in hint
+    assert "start anew" in hint
+    # A reader makes no overlay; and `publish` has an option of its own.
+    for given, said in (None, f"use it with that one: {newest.name} --at 1"), ("leave", "leave"):
+        with pytest.raises(MismatchError) as refused:
+            open_overlay_on(overlay, node, image_id=newest.image_id, read_only=True, hint=given)
+        assert refused.value.hint == said
     open_overlay_on(overlay, node, image_id=first.manifest.image_id).close()
     # Its mode comes first; and a file has no version.
     with pytest.raises(MismatchError, match="blocks"):

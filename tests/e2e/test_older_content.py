@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from p2pcloop.errors import UsageError
+from p2pcloop.errors import MismatchError, UsageError
 from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.name import parse_name
+from p2pcloop.store.records import Records
 from tests.support.programs import Node, Nodes
+from tests.support.versions import overlay_on
 
 pytestmark = pytest.mark.e2e
 
@@ -106,3 +109,22 @@ def test_a_file_of_another_odd_length_has_another_content(node: Node, tmp_path: 
     kept, told = publish(node, first)
     assert (kept["changed"], kept["version"]) == (False, 3)
     assert "version 1 was made of this content" in told
+
+
+def test_an_overlay_that_is_given_another_base_needs_none(node: Node, tmp_path: Path) -> None:
+    publish(node, image(tmp_path / "first", 1))
+    publish(node, image(tmp_path / "second", 2))
+    name = node.json("images")["images"][0]["name"]
+    overlay = tmp_path / "mine.delta"
+    first = Records(node.home).name(parse_name(name)).versions[1].id
+    overlay_on(Records(node.home).manifest(first), overlay)
+    words = ("publish", overlay, "--name", "mine")
+    refused = node.run(*words, "--base", name, code=MismatchError.exit_code)
+    assert f"{overlay} was made on another image: {name}, version 1" in refused.err
+    assert "leave out --base" in refused.err
+    assert node.json(*words)["version"] == 1
+    to = tmp_path / "out"
+    refused = node.run("export", name, to, "--overlay", overlay, code=MismatchError.exit_code)
+    assert f"{name} --at 1\n" in refused.err
+    node.run("export", name, to, "--overlay", overlay, "--at", "1")
+    assert to.read_bytes() == (tmp_path / "first").read_bytes()
