@@ -75,7 +75,7 @@ class Home:
 
     @property
     def option(self) -> str:
-        """What says to a command that a message names that it is for this home."""
+        """The option that makes a command act on this home, for messages."""
         return f"--home {shlex.quote(str(self.root))}"
 
     @property
