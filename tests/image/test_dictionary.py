@@ -103,7 +103,8 @@ def read(layer: Layer, number: int) -> bytes:
         try:
             return layer.read_chunk(number)
         except Missing as missing:
-            assert lacking <= set(missing.ranges)
+            # Where the kernel has just gone, what its pages lack comes first.
+            assert lacking <= set(missing.ranges) or not layer._dictionary.is_here([])
             assert not any(each.heal for each in missing.ranges)
             content.absent -= {(each.offset, each.length) for each in missing.ranges}
     raise AssertionError("a chunk lacks something again and again")
