@@ -119,7 +119,7 @@ class Maker:
 
     def compare(self, below: Opened | None, target: Target, *, ask: bool = True) -> Changes:
         """Find the blocks of `target` that differ from an image; arguments as for `over`."""
-        supply = below.try_supply if below is not None and ask else _refuse
+        supply = below.try_supply if below is not None and ask else no_peer
         base = Base(None if below is None else below.image, supply)
         with progress_bar("comparing", quiet=self.quiet) as progress:
             progress(0, target.size)
@@ -311,5 +311,6 @@ def check_runs(image: MergedImage, more: int) -> None:
         )
 
 
-def _refuse(_missing: Missing) -> bool:
+def no_peer(_missing: Missing) -> bool:
+    """Supply nothing: what is not here counts as changed (`making.changes.Base`)."""
     return False

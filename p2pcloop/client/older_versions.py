@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain, islice
 
+from p2pcloop.client.delta import no_peer
 from p2pcloop.client.invocation import running_command
 from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.publisher import Publisher
@@ -102,7 +103,7 @@ class OlderVersions:
             return self._reads_as(image, changes)
 
     def _reads_as(self, image: MergedImage, changes: Changes) -> bool:
-        base = Base(image, _refuse)
+        base = Base(image, no_peer)
         for first, count in chain(stretches_of(changes.data), stretches_of(changes.zeros)):
             for block in range(first, first + count, _STEP):
                 step = min(_STEP, first + count - block)
@@ -138,10 +139,6 @@ class _Part:
 
     def read(self, block: int, count: int) -> bytes:
         return self.target.read(block, count)
-
-
-def _refuse(_missing: Missing) -> bool:
-    return False
 
 
 def _no_progress(_done: int) -> None:

@@ -46,7 +46,6 @@ CHAIN_CHUNKS = MAX_CHAIN_CHUNKS
 MAX_HOT_BLOCKS = MAX_BLOCKS
 """Blocks that are packed at most, the first ones: 1 GiB. No boot reads more."""
 
-
 _Content = tuple[bytes, bool]
 """Of a chunk, and whether it passes the filter for x86 code."""
 

@@ -260,7 +260,7 @@ def test_of_too_many_touches_the_first_are_packed(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_who_has_the_kernel_needs_no_dictionary(private: bool) -> None:
+def test_a_machine_that_has_the_kernel_needs_no_dictionary(private: bool) -> None:
     content = state_of(1)
     stack = Stack()
     stack.add(BytesTarget(content))
